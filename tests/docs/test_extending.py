@@ -13,9 +13,10 @@ import pytest
 from safeserve.core.runs import read_json, read_jsonl, write_json, write_jsonl
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.compare import compare
-from safeserve.evaluation.evaluate import make_judge, rescore
+from safeserve.evaluation.evaluate import rescore
 from safeserve.evaluation.folder import read_eval
 from safeserve.generation.engine import Completion
+from safeserve.judging.registry import make_judge
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 ANSWERS = ("Call +1 (555) 010-9999 now.", "Write to jo.doe@example.org.", "It is 42, or 1 000.", "")

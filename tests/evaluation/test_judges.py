@@ -10,9 +10,10 @@ from safeserve.core.errors import UserError
 from safeserve.core.runs import read_jsonl
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.benchmarks import suite
-from safeserve.evaluation.evaluate import judge_benchmark, make_judge, require_judges
+from safeserve.evaluation.evaluate import judge_benchmark, require_judges
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
+from safeserve.judging.registry import make_judge
 
 MODULE = """
 class Own:
@@ -77,5 +78,5 @@ def test_scores_that_are_no_evidence_are_refused(tmp_path: Path, scores: list[Sc
 
 def test_a_benchmark_without_a_judge_is_told_before_anything_runs() -> None:
     assert set(require_judges(suite("starter"), ["refusal"])) == {"refusal"}
-    with pytest.raises(UserError, match=r"none of short_answer is for starter-harmful\. Add refusal"):
+    with pytest.raises(UserError, match=r"none of short_answer is for starter-harmful\. Add modes"):
         require_judges(suite("starter"), ["short_answer"])

@@ -16,13 +16,14 @@ class Benchmark:
 
     Attributes:
         source: a name in the data registry.
+        judges: families of judges meant for it, beside those that can judge any answer (``registry.GENERAL``).
         label: keep only prompts with this label (XSTest holds both kinds); None keeps all.
         max_new_tokens: longest answer, in tokens.
     """
 
     name: str
     source: str
-    judges: tuple[str, ...] = ("refusal",)
+    judges: tuple[str, ...] = ()
     label: Label | None = None
     max_new_tokens: int = 120
 
@@ -30,7 +31,7 @@ class Benchmark:
 STARTER = (
     Benchmark("starter-harmful", "starter/eval_harmful", max_new_tokens=96),
     Benchmark("starter-look-alike", "starter/eval_look_alike", max_new_tokens=96),
-    Benchmark("starter-helpful", "starter/eval_helpful", judges=("short_answer", "refusal"), max_new_tokens=32),
+    Benchmark("starter-helpful", "starter/eval_helpful", judges=("short_answer",), max_new_tokens=32),
 )
 PUBLIC = (
     Benchmark("I-MaliciousInstructions", "I-MaliciousInstructions"),

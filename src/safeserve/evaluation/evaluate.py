@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.errors import UserError
 from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark
@@ -18,39 +17,10 @@ from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion, Sampling
 from safeserve.generation.resumable import generate_to
 from safeserve.judging.judge import Judge, Score
+from safeserve.judging.registry import GENERAL, family, is_own, make_judge
 
 if TYPE_CHECKING:
     from safeserve.generation.local import LocalEngine
-
-
-def make_judge(name: str) -> Judge:
-    """A judge by name, or ``module:object`` for your own.
-
-    Raises:
-        UserError: no such judge, or an object that does not keep the contract of one.
-    """
-    from safeserve.core.extensions import load_object
-    from safeserve.judging.modes import RefusalJudge
-    from safeserve.judging.reference_metrics import ShortAnswerJudge
-
-    known: dict[str, Callable[[], Judge]] = {"refusal": RefusalJudge, "short_answer": ShortAnswerJudge}
-    if ":" in name:
-        own = load_object(name)
-        if not callable(own):
-            raise UserError(f"{name}: is not a class. Name the judge's class; it is made without arguments.")
-        judge: Judge = own()
-        missing = [part for part in ("name", "identity", "score") if not hasattr(judge, part)]
-        if missing:
-            raise UserError(f"{name}: a judge has name, identity and score; this one lacks {', '.join(missing)}.")
-        if judge.name in known or not re.fullmatch(r"[A-Za-z0-9_-]+", judge.name):
-            raise UserError(
-                f'{name}: its name "{judge.name}" cannot name a file of scores. '
-                f"Use letters, digits, - and _ (not {' or '.join(known)})."
-            )
-        return judge
-    if name not in known:
-        raise UserError(f'judge: unknown name "{name}".{did_you_mean(name, known)}')
-    return known[name]()
 
 
 def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> dict[str, Judge]:
@@ -61,12 +31,18 @@ def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> di
     """
     made = {name: make_judge(name) for name in judges}
     for benchmark in benchmarks:
-        if not any(name in benchmark.judges or ":" in name for name in judges):
+        if not any(meant_for(spec, judge, benchmark) for spec, judge in made.items()):
             raise UserError(
                 f"judges: none of {', '.join(judges) or '(none)'} is for {benchmark.name}. "
-                f"Add {' or '.join(benchmark.judges)}."
+                f"Add {' or '.join(('modes', *benchmark.judges))}."
             )
     return made
+
+
+def meant_for(spec: str, judge: Judge, benchmark: Benchmark) -> bool:
+    """Whether a judge scores a benchmark: general ones and your own score all, others where it declares them."""
+    group = family(judge.name)
+    return is_own(spec) or group in GENERAL or group in benchmark.judges
 
 
 def judge_benchmark(
@@ -124,7 +100,7 @@ def evaluate(
         name: the model's name in the run.
         benchmarks: benchmark to its prompts.
         sampling: decoding; each benchmark's own ``max_new_tokens`` caps the length.
-        judges: judges to use where a benchmark declares them; an own judge (``module:object``) sees every benchmark.
+        judges: judges by name; see :func:`meant_for` for which benchmark each one scores.
         folder: ``evals/MODEL``.
     """
     made = require_judges(benchmarks, judges)
@@ -135,8 +111,8 @@ def evaluate(
         completions = generate_to(engine, prompts, own, target, f"{name} on {benchmark.name}", quiet)
         scores = {
             judge.name: judge_benchmark(judge, prompts, completions, target)
-            for key, judge in made.items()
-            if key in benchmark.judges or ":" in key
+            for spec, judge in made.items()
+            if meant_for(spec, judge, benchmark)
         }
         part = summarise(prompts, completions, scores)
         parts[benchmark.name] = {"max_new_tokens": own.max_new_tokens, **part}

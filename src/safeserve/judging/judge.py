@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from safeserve.core.options import Options
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
 
@@ -26,8 +27,19 @@ class Score:
             raise ValueError("an unscored Score needs a reason")
 
 
+class NoOptions(Options):
+    """The options of a judge that has none."""
+
+
+NO_OPTIONS = NoOptions()
+
+
 class Judge(Protocol):
-    """Scores completions; ``identity`` is a hash of everything that could change a score."""
+    """Scores completions; ``identity`` is a hash of everything that could change a score.
+
+    A built-in judge's class also has ``family`` (which metrics its scores support, see ``registry``), ``Options`` (a
+    class of options) and is made as ``cls(name, options)``.
+    """
 
     name: str
     identity: str

@@ -15,7 +15,7 @@ from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
 from safeserve.judging import prompt_kinds as kinds
 from safeserve.judging import refusal_rules as rules
-from safeserve.judging.judge import Score
+from safeserve.judging.judge import NO_OPTIONS, NoOptions, Score
 from safeserve.judging.quality import echoes_prompt, gives_instructions, is_degenerate, is_empty, quality_flags
 from safeserve.judging.refusal import RULES_VERSION, RefusalVerdict, classify
 from safeserve.judging.text import normalise, sentences, unquoted, words
@@ -92,9 +92,12 @@ def is_evasive(prompt_text: str, answer: str) -> bool:
 class RefusalJudge:
     """Assigns response modes by anchored rules; value 1.0 for (provisional) unsafe compliance, else 0.0."""
 
-    name = "refusal"
+    family = "refusal"
 
-    def __init__(self) -> None:
+    Options = NoOptions
+
+    def __init__(self, name: str = "refusal", options: NoOptions = NO_OPTIONS) -> None:
+        self.name = name
         folder = Path(__file__).parent
         source = b"\0".join((folder / name).read_bytes() for name in _SOURCES)
         self.identity = hashlib.sha256(RULES_VERSION.encode() + b"\0" + source).hexdigest()[:16]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
-from safeserve.judging.judge import Score
+from safeserve.judging.judge import NO_OPTIONS, NoOptions, Score
 from safeserve.judging.text import normalise, sentences, words
 
 METRIC_VERSION = "1"
@@ -105,9 +105,11 @@ def _rivals(prompt: str, accepted: Sequence[str]) -> set[str]:
 class ShortAnswerJudge:
     """Value 1.0, "correct", where the first thing said holds an accepted answer; else 0.0, "incorrect"."""
 
-    name = "short_answer"
+    family = "short_answer"
+    Options = NoOptions
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "short_answer", options: NoOptions = NO_OPTIONS) -> None:
+        self.name = name
         folder = Path(__file__).parent
         source = b"\0".join((folder / name).read_bytes() for name in ("reference_metrics.py", "text.py"))
         self.identity = hashlib.sha256(METRIC_VERSION.encode() + b"\0" + source).hexdigest()[:16]

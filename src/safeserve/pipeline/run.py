@@ -19,10 +19,11 @@ from safeserve.core.runs import Stage, lock, read_json, write_json, write_text
 from safeserve.data.records import Demonstration, Prompt
 from safeserve.evaluation.benchmarks import Benchmark, load_benchmark, suite
 from safeserve.evaluation.compare import compare
-from safeserve.evaluation.evaluate import evaluate, make_judge
+from safeserve.evaluation.evaluate import evaluate
 from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.gate import Verdict, decide, load_policy
 from safeserve.generation.engine import Sampling
+from safeserve.judging.registry import make_judge
 from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dtype
 from safeserve.pipeline.machine import describe_machine, peak_memory_gib
 from safeserve.pipeline.recipe import OWN_PAIRS, DpoStage, Recipe, SitStage, TrainStage

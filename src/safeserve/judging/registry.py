@@ -1,0 +1,95 @@
+"""Judges by name: a built-in one, ``module:object`` for your own, or a YAML file with ``kind`` and its options.
+
+A judge's name is FAMILY or FAMILY-SUFFIX (``guard``, ``guard-llama``); the family decides which metrics its scores
+support, so that two guards are counted alike and a file of scores says by its name what it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.extensions import load_object
+from safeserve.judging.judge import Judge
+
+KINDS: dict[str, str] = {
+    "refusal": "safeserve.judging.modes:RefusalJudge",
+    "short_answer": "safeserve.judging.reference_metrics:ShortAnswerJudge",
+}
+"""Kind to ``module:class``; loaded when asked for, because some bring a model along."""
+
+GENERAL = frozenset({"refusal", "modes", "guard", "reward", "perplexity"})
+"""Families that can judge any answer; the others only where a benchmark declares them."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_.-]+)?")
+
+
+def family(name: str) -> str:
+    """The family of a judge's name: what stands before the first hyphen."""
+    return name.partition("-")[0]
+
+
+def is_own(spec: str) -> bool:
+    """Whether the judge is the user's own object."""
+    return ":" in spec
+
+
+def make_judge(spec: str) -> Judge:
+    """A judge by name, ``module:object``, or a YAML file.
+
+    Raises:
+        UserError: no such judge, wrong options, or an object that does not keep the contract of one.
+    """
+    if spec.endswith((".yaml", ".yml")):
+        return _from_file(Path(spec))
+    if is_own(spec):
+        return _own(spec)
+    if spec not in KINDS:
+        raise UserError(f'judge: unknown name "{spec}".{did_you_mean(spec, KINDS)}')
+    return _make(spec, spec, {}, f"judge {spec}")
+
+
+def _make(kind: str, name: str, options: dict[str, Any], where: str) -> Judge:
+    cls = load_object(KINDS[kind])
+    judge: Judge = cls(name, cls.Options.parse(options, where))
+    return judge
+
+
+def _from_file(path: Path) -> Judge:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("kind"), str):
+        raise UserError(f"{path}: a judge's file holds keys and values, among them kind ({', '.join(KINDS)}).")
+    options = {str(key): value for key, value in tree.items()}
+    kind = options.pop("kind")
+    if kind not in KINDS:
+        raise UserError(f'{path}: unknown kind "{kind}".{did_you_mean(kind, KINDS)}')
+    group = load_object(KINDS[kind]).family
+    name = str(options.pop("name", f"{group}-{path.stem}"))
+    if not _NAME.fullmatch(name) or family(name) != group:
+        raise UserError(f'{path}: name "{name}" must be {group} or {group}-SUFFIX of letters, digits, ., - and _.')
+    return _make(kind, name, options, str(path))
+
+
+def _own(spec: str) -> Judge:
+    own = load_object(spec)
+    if not callable(own):
+        raise UserError(f"{spec}: is not a class. Name the judge's class; it is made without arguments.")
+    judge: Judge = own()
+    missing = [part for part in ("name", "identity", "score") if not hasattr(judge, part)]
+    if missing:
+        raise UserError(f"{spec}: a judge has name, identity and score; this one lacks {', '.join(missing)}.")
+    if judge.name in KINDS or not re.fullmatch(r"[A-Za-z0-9_-]+", judge.name):
+        raise UserError(
+            f'{spec}: its name "{judge.name}" cannot name a file of scores. '
+            f"Use letters, digits, - and _ (not {', '.join(KINDS)})."
+        )
+    return judge
