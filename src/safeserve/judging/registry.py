@@ -18,7 +18,10 @@ from safeserve.judging.judge import Judge
 
 KINDS: dict[str, str] = {
     "refusal": "safeserve.judging.modes:RefusalJudge",
+    "modes": "safeserve.judging.combined:ModesJudge",
     "short_answer": "safeserve.judging.reference_metrics:ShortAnswerJudge",
+    "llm_guard": "safeserve.judging.llm:LlmGuard",
+    "pairwise": "safeserve.judging.llm:PairwiseJudge",
 }
 """Kind to ``module:class``; loaded when asked for, because some bring a model along."""
 
