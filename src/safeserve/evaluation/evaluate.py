@@ -17,7 +17,7 @@ from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion, Sampling
 from safeserve.generation.resumable import generate_to
 from safeserve.judging.judge import Judge, Score
-from safeserve.judging.registry import GENERAL, family, is_own, make_judge
+from safeserve.judging.registry import GENERAL, by_rules_alone, family, is_own, make_judge
 
 if TYPE_CHECKING:
     from safeserve.generation.local import LocalEngine
@@ -124,7 +124,7 @@ def evaluate(
         "sampling": sampling.model_dump(),
         "dtype": engine.loaded.dtype,
         "judges": {judge.name: judge.identity for judge in made.values()},
-        "provisional": True,
+        "provisional": by_rules_alone(judge.name for judge in made.values()),
         "benchmarks": parts,
     }
     write_json(folder / "summary.json", summary)
@@ -148,7 +148,13 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
                 scores[judge.name] = judge_benchmark(judge, prompts, completions, folder / name)
         parts[name] = {**_decoding(found.meta, name), **summarise(prompts, completions, scores)}
     identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made}}
-    summary = {**found.meta, "model": found.model, "judges": identities, "benchmarks": parts}
+    summary = {
+        **found.meta,
+        "model": found.model,
+        "judges": identities,
+        "provisional": by_rules_alone(identities),
+        "benchmarks": parts,
+    }
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -7,6 +7,7 @@ support, so that two guards are counted alike and a file of scores says by its n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_.-]+)?")
 def family(name: str) -> str:
     """The family of a judge's name: what stands before the first hyphen."""
     return name.partition("-")[0]
+
+
+def mode_judge(names: Iterable[str]) -> str | None:
+    """The judge whose labels are response modes, one with a guard before one by rules alone; None without any."""
+    by_family = {family(name): name for name in reversed(list(names))}
+    return by_family.get("modes") or by_family.get("refusal")
+
+
+def by_rules_alone(names: Iterable[str]) -> bool:
+    """Whether the response modes of these judges rest on rules that no guard has checked."""
+    found = mode_judge(names)
+    return found is not None and family(found) == "refusal"
 
 
 def is_own(spec: str) -> bool:
