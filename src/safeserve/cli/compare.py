@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from safeserve.cli.common import next_commands, print_json
+from safeserve.core.errors import UserError
 
 
 def compare(
@@ -15,6 +16,8 @@ def compare(
     every: bool = typer.Option(False, "--all-metrics", help="Also cut off and repetitive answers."),
     markdown: bool = typer.Option(False, "--markdown", help="Print the table as Markdown."),
     out: Path | None = typer.Option(None, "--out", help="Also write the comparison to this JSON file."),
+    win_rate: str | None = typer.Option(None, "--win-rate", help="A pairwise judge's YAML file: who answers better?"),
+    null_test: bool = typer.Option(False, "--null-test", help="With --win-rate: also B against itself; must be 50 %."),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
 ) -> None:
     """Compare two models on the same prompts: differences with intervals, answers fixed and broken, exact tests."""
@@ -22,16 +25,25 @@ def compare(
     from safeserve.evaluation.compare import compare as compare_evals
     from safeserve.evaluation.folder import find_eval, read_eval
 
-    result = compare_evals(read_eval(find_eval(a)), read_eval(find_eval(b)))
+    if null_test and win_rate is None:
+        raise UserError("--null-test: tests the judge of --win-rate. Give that too.")
+    before, after = read_eval(find_eval(a)), read_eval(find_eval(b))
+    result = compare_evals(before, after)
+    if win_rate is not None:
+        from safeserve.evaluation.win_rate import add_win_rates
+
+        result = add_win_rates(result, before, after, win_rate, null_test)
     if out is not None:
         write_json(out, result)
     if as_json:
         print_json(result)
         return
     from safeserve.report.tables import comparison_markdown, print_comparison
+    from safeserve.report.win_rate import print_win_rates, win_rates_markdown
 
     if markdown:
-        print(comparison_markdown(result, every))
+        print(comparison_markdown(result, every) + win_rates_markdown(result))
     else:
         print_comparison(result, every)
+        print_win_rates(result)
     next_commands(f"safeserve gate {b} {a} --policy starter")
