@@ -21,7 +21,16 @@ KINDS: dict[str, str] = {
     "refusal": "safeserve.judging.modes:RefusalJudge",
     "modes": "safeserve.judging.combined:ModesJudge",
     "short_answer": "safeserve.judging.reference_metrics:ShortAnswerJudge",
+    "llama_guard": "safeserve.judging.hub_guards:LlamaGuard",
+    "wildguard": "safeserve.judging.hub_guards:WildGuard",
+    "shieldgemma": "safeserve.judging.hub_guards:ShieldGemma",
     "llm_guard": "safeserve.judging.llm:LlmGuard",
+    "reward": "safeserve.judging.reward:RewardJudge",
+    "perplexity": "safeserve.judging.perplexity:Perplexity",
+    "bleu": "safeserve.judging.overlap:Bleu",
+    "rouge_l": "safeserve.judging.overlap:RougeL",
+    "bertscore": "safeserve.judging.overlap:BertScore",
+    "claim_recall": "safeserve.judging.claims:ClaimRecall",
     "pairwise": "safeserve.judging.llm:PairwiseJudge",
 }
 """Kind to ``module:class``; loaded when asked for, because some bring a model along."""
