@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
+
+# A busy machine takes longer over an example; that is no defect of the code under test.
+settings.register_profile("safeserve", deadline=None)
+settings.load_profile("safeserve")
 
 
 def save_tiny(folder: Path, positions: int = 256, seed: int = 0) -> Path:

@@ -125,7 +125,7 @@ def test_benchmarks_of_one_side_only(make_eval):
         compare(read_eval(b), read_eval(c))
 
 
-def test_repeated_samples_carry_a_warning(make_eval):
+def test_repeated_samples_are_one_cluster(make_eval):
     folders = [make_eval(name, harmful=labels(1, 1)) for name in ("base", "dpo")]
     for folder in folders:
         for file in ("completions.jsonl", "scores/refusal.jsonl"):
@@ -134,7 +134,7 @@ def test_repeated_samples_carry_a_warning(make_eval):
             write_jsonl(path, [*rows, *({**row, "k": 1} for row in rows)])
     result = compare(*map(read_eval, folders))
     assert result["benchmarks"]["starter-harmful"]["judge"]["refusal"]["safe_rate"]["n"] == 4
-    assert any("too narrow" in note for note in result["notes"])
+    assert any("each prompt as one cluster" in note for note in result["notes"])
 
 
 def test_another_cap_on_a_benchmarks_answers_is_other_decoding(make_eval):

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import optimize, stats
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,18 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError("no interval without observations (n = 0)")
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes out of {n}")
+    return score_interval(successes / n, n, confidence)
+
+
+def score_interval(rate: float, n: float, confidence: float = 0.95) -> Interval:
+    """Wilson's interval for a rate from ``n`` observations, where n may be an effective size and no whole number."""
     z = _normal_quantile(confidence)
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre = rate + z * z / (2 * n)
+    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     # At 0 and n the bound is exactly 0 or 1; rounding would leave it at 1e-17 on the wrong side.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == n else (centre + spread) / scale
+    low = 0.0 if rate == 0 else (centre - spread) / scale
+    high = 1.0 if rate == 1 else (centre + spread) / scale
     return Interval(low, high)
 
 
@@ -117,20 +122,69 @@ def paired_bootstrap(
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     if not np.isfinite(differences).all():
         raise ValueError("a value is not finite")
-    mean = float(differences.mean())
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
-        return mean, Interval(mean, mean)
+    return float(differences.mean()), bca_interval(differences, None, seed, confidence, resamples)
+
+
+def bca_interval(
+    totals: NDArray[np.float64],
+    sizes: NDArray[np.float64] | None,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+) -> Interval:
+    """BCa bootstrap interval of sum(totals) / sum(sizes), pairs of the two resampled; sizes None means one each.
+
+    Where every unit says the same there is nothing to vary and the interval is that point.
+    """
+    ratios = totals if sizes is None else totals / sizes
+    if np.ptp(ratios) <= 1e-12 * np.abs(ratios).max():
+        return Interval(float(ratios.mean()), float(ratios.mean()))
+    scale = float(np.abs(totals).max())  # else the square of a very small value underflows
+    data = (totals / scale,) if sizes is None else (totals / scale, sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
-            (differences,),
-            np.mean,
+            data,
+            np.mean if sizes is None else _ratio,
+            paired=sizes is not None,
+            vectorized=True,
             confidence_level=confidence,
             n_resamples=resamples,
+            batch=max(1, 2_000_000 // len(totals)),  # else all resamples lie in memory at once
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    return mean, Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+    limits = result.confidence_interval
+    return Interval(scale * float(limits.low), scale * float(limits.high))
+
+
+def min_detectable_difference(
+    n: int, discordance: float | None = None, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """Smallest true difference of two paired proportions that McNemar's test finds with this power.
+
+    Solves n = (z_{1-alpha/2} sqrt(psi) + z_power sqrt(psi - d^2))^2 / d^2 for d (Connor 1987, Biometrics 43:207-211,
+    eq. 3), psi the share of discordant pairs. Without ``discordance`` the worst case is taken, psi = 1: every pair
+    changes, in one or the other direction.
+
+    Returns:
+        The difference, a share above 0; nan where even psi itself (all changes in one direction) would not be found.
+
+    Raises:
+        ValueError: n below 1, or a share, power or alpha out of range.
+    """
+    psi = 1.0 if discordance is None else discordance
+    if n < 1 or not 0.0 < psi <= 1.0 or not 0.0 < alpha < 1.0 or not 0.0 < power < 1.0:
+        raise ValueError(f"impossible: n {n}, discordance {discordance}, power {power}, alpha {alpha}")
+    z_alpha, z_power = float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(power))
+
+    def lacking(difference: float) -> float:
+        spread = math.sqrt(max(0.0, psi - difference * difference))
+        return z_alpha * math.sqrt(psi) + z_power * spread - difference * math.sqrt(n)
+
+    if lacking(psi) > 0:
+        return math.nan
+    return float(optimize.brentq(lacking, 0.0, psi))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -165,6 +219,10 @@ def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
     if by_chance == n * n:
         return math.nan
     return (observed * n - by_chance) / (n * n - by_chance)
+
+
+def _ratio(totals: NDArray[np.float64], sizes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    return np.asarray(totals.sum(axis=axis) / sizes.sum(axis=axis))
 
 
 def _normal_quantile(confidence: float) -> float:

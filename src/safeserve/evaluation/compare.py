@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from safeserve.core.clustered import clustered_paired_difference, clustered_paired_mean, clustered_paired_p
 from safeserve.core.errors import UserError
-from safeserve.core.statistics import holm, mcnemar_exact, paired_difference
+from safeserve.core.statistics import holm
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
-from safeserve.evaluation.summary import rate
+from safeserve.evaluation.summary import BOOTSTRAP_SEED, rate
 
 # Decides which random draw is seen, not how it is drawn: two seeds of one decoding may be compared.
 _DRAW_ONLY = ("seed", "iteration")
@@ -36,7 +38,8 @@ def compare(a: EvalFolder, b: EvalFolder) -> dict[str, Any]:
 
     ``difference`` is b − a with Newcombe's paired interval, ``fixed`` counts samples that got better, ``broken``
     those that got worse (a refusal of a harmful prompt counts as better), ``p`` is exact McNemar and ``p_holm`` the
-    same corrected over the benchmarks. ``notes`` states what a reader must know before believing the numbers.
+    same corrected over the benchmarks. A mean has a bootstrap interval, the p-value of a sign-flip permutation test
+    and nothing fixed or broken. ``notes`` states what a reader must know before believing the numbers.
 
     Raises:
         UserError: see :func:`require_comparable`; or no benchmark or no judge in common.
@@ -97,16 +100,19 @@ def paired_keys(judge: str, a: BenchmarkEval, b: BenchmarkEval) -> PairedKeys:
 
 
 def compare_metric(metric: Metric, a: BenchmarkEval, b: BenchmarkEval, keys: Iterable[Key]) -> dict[str, Any]:
-    """One cell of the comparison over ``keys`` (at least one)."""
-    one, two = a.scores[metric.judge], b.scores[metric.judge]
+    """One cell of the comparison over ``keys`` (at least one); samples of one prompt are one cluster."""
     keys = tuple(keys)
+    if metric.is_mean:
+        return _compare_mean(metric, a, b, keys)
+    one, two = a.scores[metric.judge], b.scores[metric.judge]
+    clusters = [prompt_id for prompt_id, _ in keys]
     before = [metric.holds(one[key]) for key in keys]
     after = [metric.holds(two[key]) for key in keys]
     gained = sum(y and not x for x, y in zip(before, after, strict=True))
     lost = sum(x and not y for x, y in zip(before, after, strict=True))
     fixed, broken = (gained, lost) if metric.higher_is_better else (lost, gained)
-    difference, interval = paired_difference(before, after)
-    left, right = rate(before), rate(after)
+    difference, interval = clustered_paired_difference(before, after, clusters)
+    left, right = rate(before, clusters), rate(after, clusters)
     return {
         "n": len(keys),
         "a": left["rate"],
@@ -117,7 +123,22 @@ def compare_metric(metric: Metric, a: BenchmarkEval, b: BenchmarkEval, keys: Ite
         "ci95": [interval.low, interval.high],
         "fixed": fixed,
         "broken": broken,
-        "p": mcnemar_exact(fixed, broken),
+        "p": clustered_paired_p(before, after, clusters, BOOTSTRAP_SEED),
+    }
+
+
+def _compare_mean(metric: Metric, a: BenchmarkEval, b: BenchmarkEval, keys: tuple[Key, ...]) -> dict[str, Any]:
+    clusters = [prompt_id for prompt_id, _ in keys]
+    before = [metric.value(a.scores[metric.judge][key]) for key in keys]
+    after = [metric.value(b.scores[metric.judge][key]) for key in keys]
+    difference, interval = clustered_paired_mean(before, after, clusters, BOOTSTRAP_SEED)
+    return {
+        "n": len(keys),
+        "a": fmean(before),
+        "b": fmean(after),
+        "difference": difference,
+        "ci95": None if interval is None else [interval.low, interval.high],
+        "p": clustered_paired_p(before, after, clusters, BOOTSTRAP_SEED),
     }
 
 
@@ -161,9 +182,7 @@ def _coverage_notes(name: str, a: BenchmarkEval, b: BenchmarkEval, judges: Itera
     for judge in sorted(set(a.scores) ^ set(b.scores)):
         notes.append(f"{name}: judge {judge} has scored one side only; left out.")
     if any(k for _, k in (*a.completions, *b.completions)):
-        notes.append(
-            f"{name}: several samples a prompt, counted as independent: intervals and p-values are too narrow."
-        )
+        notes.append(f"{name}: several samples a prompt; intervals and p-values take each prompt as one cluster.")
     return notes
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
+from safeserve.core.clustered import clustered_mean, clustered_rate
 from safeserve.core.errors import EvidenceError, UserError
-from safeserve.core.statistics import wilson
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key, find_eval, find_run, read_eval
-from safeserve.evaluation.metrics import applies, metrics_for, why_unscored
+from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
 
 __all__ = ["BenchmarkEval", "EvalFolder", "Key", "find_eval", "find_run", "read_eval", "summarise"]
+
+BOOTSTRAP_SEED = 0
+"""Fixed: scoring twice gives the same bytes."""
 
 
 def summarise(
@@ -26,7 +30,7 @@ def summarise(
 
     Rates are over scored completions. ``n`` = ``n_scored`` + ``n_unscored`` + ``n_not_applicable``; the last are
     completions that the judge is not meant for (a prompt without accepted answers under ``short_answer``). Several
-    samples of one prompt count as independent, which makes intervals too narrow when k > 1.
+    samples of one prompt are one cluster: intervals widen by as much as its samples are alike.
 
     Args:
         prompts: all of one label.
@@ -60,14 +64,37 @@ def summarise(
     }
 
 
-def rate(hits: Iterable[bool]) -> dict[str, Any]:
+def rate(hits: Iterable[bool], clusters: Sequence[str]) -> dict[str, Any]:
     """``{"rate", "ci95", "n", "successes"}`` of yes/no observations; rate and ci95 are None without any."""
     observed = list(hits)
     n, successes = len(observed), sum(observed)
     if not n:
         return {"rate": None, "ci95": None, "n": 0, "successes": 0}
-    interval = wilson(successes, n)
+    interval = clustered_rate(observed, clusters)
     return {"rate": successes / n, "ci95": [interval.low, interval.high], "n": n, "successes": successes}
+
+
+def mean(values: Iterable[float], clusters: Sequence[str]) -> dict[str, Any]:
+    """``{"mean", "ci95", "n", "sd"}``; what too few values cannot tell is None."""
+    observed = list(values)
+    n = len(observed)
+    if not n:
+        return {"mean": None, "ci95": None, "n": 0, "sd": None}
+    interval = clustered_mean(observed, clusters, BOOTSTRAP_SEED)
+    return {
+        "mean": fmean(observed),
+        "ci95": None if interval is None else [interval.low, interval.high],
+        "n": n,
+        "sd": stdev(observed) if n > 1 else None,
+    }
+
+
+def measure(metric: Metric, scored: Sequence[tuple[str, Score]]) -> dict[str, Any]:
+    """One metric's cell over (prompt id, score) pairs that are evidence."""
+    clusters = [prompt_id for prompt_id, _ in scored]
+    if metric.is_mean:
+        return mean((metric.value(score) for _, score in scored), clusters)
+    return rate((metric.holds(score) for _, score in scored), clusters)
 
 
 def _summarise_judge(
@@ -78,8 +105,8 @@ def _summarise_judge(
     completions: Sequence[Completion],
     scores: Mapping[Key, Score],
 ) -> dict[str, Any]:
-    counted: list[Score] = []
-    by_category: dict[str, list[Score]] = defaultdict(list)
+    counted: list[tuple[str, Score]] = []
+    by_category: dict[str, list[tuple[str, Score]]] = defaultdict(list)
     reasons: Counter[str] = Counter()
     not_applicable = 0
     for completion in completions:
@@ -92,8 +119,8 @@ def _summarise_judge(
         prompt = prompts[completion.id]
         unscored = why_unscored(judge, score)
         if unscored is None:
-            counted.append(score)
-            by_category[prompt.category].append(score)
+            counted.append((prompt.id, score))
+            by_category[prompt.category].append((prompt.id, score))
         elif not applies(judge, prompt):
             not_applicable += 1
         else:
@@ -104,13 +131,13 @@ def _summarise_judge(
         "n_scored": len(counted),
         "n_unscored": sum(reasons.values()),
         "n_not_applicable": not_applicable,
-        "metrics": {metric.name: rate(map(metric.holds, counted)) for metric in metrics},
+        "metrics": {metric.name: measure(metric, counted) for metric in metrics},
         "by_category": {
-            category: {metric.name: rate(map(metric.holds, by_category[category])) for metric in metrics}
+            category: {metric.name: measure(metric, by_category[category]) for metric in metrics}
             for category in sorted(by_category)
         },
-        "modes": _counts(score.label or "unlabelled" for score in counted),
-        "flags": _counts(flag for score in counted for flag in score.flags),
+        "modes": _counts(score.label or "unlabelled" for _, score in counted),
+        "flags": _counts(flag for _, score in counted for flag in score.flags),
         "unscored_reasons": dict(sorted(reasons.items())),
     }
 
