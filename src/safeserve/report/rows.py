@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from safeserve.evaluation.metrics import METRICS, PROVISIONAL, metrics_for
+from safeserve.evaluation.metrics import PROVISIONAL, Metric, metrics_of
+from safeserve.judging.registry import family, mode_judge
 
 HEADLINE = (
     "safe_rate",
@@ -14,9 +15,12 @@ HEADLINE = (
     "over_refusal_rate",
     "over_refusal_any_rate",
     "accuracy",
+    "flagged_rate",
     "degenerate_rate",
 )
-"""Metrics shown unless all are asked for."""
+"""Shares shown unless all are asked for; means are always shown."""
+_PREFERRED = ("modes", "refusal", "short_answer", "exact_match", "ifeval", "guard")
+"""Which family a number without a judge's name beside it comes from: the first that measured it."""
 UNSCORED_CEILING = 0.02
 _CEILINGS = (
     ("truncated_rate", 0.10, "More than 10 % cut off at the length limit, so what came next was not judged"),
@@ -36,10 +40,15 @@ class Row:
     b: str
     difference: str
     interval: str
-    fixed: int
-    broken: int
+    fixed: int | None
+    broken: int | None
     p: str
     change: str
+
+    @property
+    def fixed_broken(self) -> str:
+        """``90 / 0``; a dash for a mean, where no single answer is fixed or broken."""
+        return "–" if self.fixed is None else f"{self.fixed} / {self.broken}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -53,6 +62,16 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def number(value: float | None) -> str:
+    """A mean to three digits; a dash where nothing was measured."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+
+
+def change_of_number(difference: float) -> str:
+    """A difference of means with its sign: ``+0.12``."""
+    return f"{difference:+.3g}".replace("-", "−")
+
+
 def p_text(p: float) -> str:
     """A p-value to three digits; never 0."""
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
@@ -63,41 +82,70 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def main_judge(metric: str, judges: Iterable[str]) -> str | None:
+    """The judge that a chart of this metric shows where several measured it; None where none did."""
+    found = [judge for judge in judges if any(metric == one.name for one in metrics_of(judge))]
+    ranks = {group: rank for rank, group in enumerate(_PREFERRED)}
+    return min(found, key=lambda judge: ranks.get(family(judge), len(ranks)), default=None)
+
+
+def shown_metrics(judges: Iterable[str], every: bool = False) -> list[Metric]:
+    """What tables show of these judges, titled: the modes first, then the others with their judge's name.
+
+    Where a guard stands behind the modes, those by rules alone are shown only if every metric is asked for.
+    """
+    names = list(judges)
+    main = mode_judge(names)
+    ordered = [name for name in names if name == main] + [name for name in names if name != main]
+    chosen = []
+    for judge in ordered:
+        beside = judge != main and family(judge) not in ("short_answer", "exact_match", "ifeval")
+        if beside and family(judge) == "refusal" and not every:
+            continue
+        for metric in metrics_of(judge):
+            if every or metric.is_mean or metric.name in HEADLINE:
+                chosen.append(replace(metric, title=f"{metric.title} ({judge})") if beside else metric)
+    return chosen
+
+
 def comparison_rows(comparison: Mapping[str, Any], every: bool = False) -> list[Row]:
     """Rows in the order benchmark, then metric; p-values are Holm-corrected over the benchmarks."""
-    rows = []
-    for benchmark, part in comparison["benchmarks"].items():
-        for metric in METRICS:
-            cell = part["judge"].get(metric.judge, {}).get(metric.name)
-            if cell is None or not (every or metric.name in HEADLINE):
-                continue
-            low, high = cell["ci95"]
-            change = "none"
-            if low > 0 or high < 0:
-                change = "better" if (low > 0) == metric.higher_is_better else "worse"
-            rows.append(
-                Row(
-                    benchmark=benchmark,
-                    metric=metric.title,
-                    n=cell["n"],
-                    a=percent(cell["a"]),
-                    b=percent(cell["b"]),
-                    difference=points(cell["difference"]),
-                    interval=f"{points(low)} to {points(high)}",
-                    fixed=cell["fixed"],
-                    broken=cell["broken"],
-                    p=p_text(cell["p_holm"]),
-                    change=change,
-                )
-            )
-    return rows
+    return [
+        _row(benchmark, metric, cell)
+        for benchmark, part in comparison["benchmarks"].items()
+        for metric in shown_metrics(part["judge"], every)
+        if (cell := part["judge"][metric.judge].get(metric.name)) is not None
+    ]
+
+
+def _row(benchmark: str, metric: Metric, cell: Mapping[str, Any]) -> Row:
+    value, step = (number, change_of_number) if metric.is_mean else (percent, points)
+    change, interval = "none", "–"
+    if cell["ci95"] is not None:
+        low, high = cell["ci95"]
+        interval = f"{step(low)} to {step(high)}"
+        if low > 0 or high < 0:
+            change = "better" if (low > 0) == metric.higher_is_better else "worse"
+    return Row(
+        benchmark=benchmark,
+        metric=metric.title,
+        n=cell["n"],
+        a=value(cell["a"]),
+        b=value(cell["b"]),
+        difference=step(cell["difference"]),
+        interval=interval,
+        fixed=cell.get("fixed"),
+        broken=cell.get("broken"),
+        p=p_text(cell["p_holm"]),
+        change=change,
+    )
 
 
 def mode_totals(comparison: Mapping[str, Any]) -> list[tuple[str, dict[str, int], dict[str, int]]]:
-    """(benchmark, modes of a, modes of b) from the refusal judge's transitions."""
+    """(benchmark, modes of a, modes of b) from the transitions of the judge of modes."""
     totals = []
     for benchmark, part in comparison["benchmarks"].items():
-        transitions = part["judge"].get("refusal", {}).get("transitions", {})
+        transitions = part["judge"].get(mode_judge(part["judge"]) or "", {}).get("transitions", {})
         before = {mode: sum(to.values()) for mode, to in transitions.items()}
         after: dict[str, int] = {}
         for to in transitions.values():
@@ -114,17 +162,43 @@ def mode_shift_text(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     return ", ".join(f"{words(mode)} {before.get(mode, 0)} → {after.get(mode, 0)}" for mode in modes)
 
 
-def summary_rows(summary: Mapping[str, Any], every: bool = False) -> list[tuple[str, str, str, str, int]]:
-    """(benchmark, metric, rate, interval, n) of one model."""
-    rows = []
-    for benchmark, part in summary["benchmarks"].items():
-        for judge, judged in part["judges"].items():
-            for metric in metrics_for(judge, part["label"]):
-                cell = judged["metrics"].get(metric.name)
-                if cell is None or not (every or metric.name in HEADLINE):
-                    continue
-                rows.append((benchmark, metric.title, percent(cell["rate"]), interval_text(cell["ci95"]), cell["n"]))
-    return rows
+@dataclass(frozen=True)
+class SummaryRow:
+    """One metric of one model; ``corrected`` is empty where the judge has no stored calibration."""
+
+    benchmark: str
+    metric: str
+    value: str
+    interval: str
+    n: int
+    corrected: str = ""
+
+
+def summary_rows(summary: Mapping[str, Any], every: bool = False) -> list[SummaryRow]:
+    """The rows of one model's table, in the order benchmark, then metric."""
+    return [
+        _summary_row(benchmark, metric, cell)
+        for benchmark, part in summary["benchmarks"].items()
+        for metric in shown_metrics(part["judges"], every)
+        if part["label"] in metric.labels and (cell := part["judges"][metric.judge]["metrics"].get(metric.name))
+    ]
+
+
+def _summary_row(benchmark: str, metric: Metric, cell: Mapping[str, Any]) -> SummaryRow:
+    if not metric.is_mean:
+        interval, corrected = interval_text(cell["ci95"]), corrected_text(cell)
+        return SummaryRow(benchmark, metric.title, percent(cell["rate"]), interval, cell["n"], corrected)
+    limits = cell["ci95"]
+    interval = "–" if limits is None else f"{number(limits[0])} to {number(limits[1])}"
+    return SummaryRow(benchmark, metric.title, number(cell["mean"]), interval, cell["n"])
+
+
+def corrected_text(cell: Mapping[str, Any]) -> str:
+    """``71.2 % (65.0 to 78.1)``: the rate corrected for the judge's own errors; empty where it is not known."""
+    corrected = cell.get("corrected")
+    if not corrected or corrected.get("rate") is None:
+        return ""
+    return f"{percent(corrected['rate'])} ({interval_text(corrected['ci95'])})"
 
 
 def interval_text(ci95: Sequence[float] | None) -> str:
@@ -141,6 +215,8 @@ def hygiene_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
             for judge, judged in part["judges"].items():
                 if judged["n_unscored"]:
                     unscored.append(_unscored_note(f"{model} on {benchmark}", judge, judged))
+                if judge != mode_judge(part["judges"]):
+                    continue
                 for name, ceiling, _ in _CEILINGS:
                     rate = judged["metrics"].get(name, {}).get("rate")
                     if rate is not None and rate > ceiling:

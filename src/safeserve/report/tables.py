@@ -34,13 +34,19 @@ def summary_view(summary: Mapping[str, Any], every: bool = False) -> RenderableT
     table = Table(
         box=SIMPLE, pad_edge=False, title=_plain(f"{summary['model']} on {summary.get('suite', 'its suite')}")
     )
-    for heading, justify in (("benchmark", "left"), ("metric", "left"), ("rate", "right"), ("95 %", "right")):
+    for heading, justify in (("benchmark", "left"), ("metric", "left"), ("value", "right"), ("95 %", "right")):
         table.add_column(heading, justify=justify, no_wrap=heading != "benchmark")  # type: ignore[arg-type]
     table.add_column("n", justify="right")
+    rows = summary_rows(summary, every)
+    corrected = any(row.corrected for row in rows)
+    if corrected:
+        table.add_column("corrected (95 %)", justify="right", no_wrap=True)
     last = None
-    for benchmark, metric, rate, interval, n in summary_rows(summary, every):
-        table.add_row(_plain("" if benchmark == last else benchmark), metric, rate, interval, str(n))
-        last = benchmark
+    for row in rows:
+        shown = (row.corrected or "–",) if corrected else ()
+        name = _plain("" if row.benchmark == last else row.benchmark)
+        table.add_row(name, _plain(row.metric), row.value, row.interval, str(row.n), *shown)
+        last = row.benchmark
     return Group(table, *_note_lines(hygiene_notes({summary["model"]: summary})))
 
 
@@ -59,8 +65,8 @@ def comparison_view(comparison: Mapping[str, Any], every: bool = False) -> Rende
             table.add_row(Text.assemble((row.benchmark, "bold"), f" ({row.n})"))
         last = (row.benchmark, row.n)
         difference = Text(row.difference, style=_STYLES[row.change])
-        fixed_broken = f"{row.fixed}/{row.broken}"
-        table.add_row(f"  {row.metric}", row.a, row.b, difference, row.interval, fixed_broken, row.p)
+        fixed_broken = row.fixed_broken.replace(" ", "")
+        table.add_row(_plain(f"  {row.metric}"), row.a, row.b, difference, row.interval, fixed_broken, row.p)
     shifts = [
         Text.assemble((f"{benchmark}  ", "bold"), mode_shift_text(before, after))
         for benchmark, before, after in mode_totals(comparison)
@@ -130,7 +136,7 @@ def comparison_markdown(comparison: Mapping[str, Any], every: bool = False) -> s
     a, b = comparison["a"], comparison["b"]
     headings = ("benchmark", "metric", "n", a, b, "difference (95 %)", "fixed / broken", "p (Holm)")
     rows = [
-        (r.benchmark, r.metric, str(r.n), r.a, r.b, f"{r.difference} ({r.interval})", f"{r.fixed} / {r.broken}", r.p)
+        (r.benchmark, r.metric, str(r.n), r.a, r.b, f"{r.difference} ({r.interval})", r.fixed_broken, r.p)
         for r in comparison_rows(comparison, every)
     ]
     notes = list(comparison.get("notes", ()))
@@ -141,9 +147,14 @@ def comparison_markdown(comparison: Mapping[str, Any], every: bool = False) -> s
 
 def summary_markdown(summary: Mapping[str, Any], every: bool = False) -> str:
     """One model's rates as Markdown."""
-    rows = [(*row[:4], str(row[4])) for row in summary_rows(summary, every)]
+    rows = summary_rows(summary, every)
+    headings: tuple[str, ...] = ("benchmark", "metric", "value", "95 %", "n")
+    cells: list[tuple[str, ...]] = [(r.benchmark, r.metric, r.value, r.interval, str(r.n)) for r in rows]
+    if any(row.corrected for row in rows):
+        headings = (*headings, "corrected (95 %)")
+        cells = [(*cell, row.corrected or "–") for cell, row in zip(cells, rows, strict=True)]
     notes = "".join(f"\n{note}\n" for note in hygiene_notes({summary["model"]: summary}))
-    return _markdown(("benchmark", "metric", "rate", "95 %", "n"), rows, left=2) + notes
+    return _markdown(headings, cells, left=2) + notes
 
 
 def _markdown(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int) -> str:
