@@ -41,7 +41,7 @@ class LabelledAnswer:
     Attributes:
         unsafe: share of raters who called it unsafe, 0 to 1; None where the set does not ask.
         refusal: full_compliance, full_refusal or partial_refusal; None where the set does not ask.
-        category: the set's own, or the model that answered.
+        category: the set's own (several joined by "|"), or the model that answered.
         others: what published judges said of the same answer, by name (higher = more unsafe).
         pair: answers that share it answer one prompt, and the one with the higher ``unsafe`` was judged worse.
     """
@@ -120,10 +120,17 @@ def _jsonl_safety(file: str) -> Callable[[Path], Iterator[LabelledAnswer]]:
                 values["prompt"],
                 values["response"],
                 unsafe=0.0 if values["is_safe"] else 1.0,
-                category=str(values.get("category") or ""),
+                category=_marked(values.get("category")),
             )
 
     return read
+
+
+def _marked(category: Any) -> str:
+    """A category, or those that a mapping to yes or no marks, joined by "|"."""
+    if isinstance(category, dict):
+        return "|".join(name for name, holds in category.items() if holds)
+    return str(category or "")
 
 
 def _pku_pairs(root: Path) -> Iterator[LabelledAnswer]:
