@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safeserve.core.errors import UserError, did_you_mean
+from safeserve.data.checkable import boolq_prompt, ifeval_prompt, openbookqa_prompt, piqa_prompt, questions_prompt
 from safeserve.data.hh import split_transcripts
 from safeserve.data.records import Demonstration, Label, Message, PreferencePair, Prompt, user
 from safeserve.data.rows import LABELS, Row, RowError, Skip, as_messages
@@ -253,6 +254,11 @@ ADAPTERS: dict[str, Adapter] = {
     "xstest": Adapter(prompt=xstest_prompt),
     "harmbench": Adapter(prompt=harmbench_prompt),
     "hh": Adapter(pair=hh_pair),
+    "questions": Adapter(prompt=questions_prompt),
+    "ifeval": Adapter(prompt=ifeval_prompt),
+    "boolq": Adapter(prompt=boolq_prompt),
+    "piqa": Adapter(prompt=piqa_prompt),
+    "openbookqa": Adapter(prompt=openbookqa_prompt),
 }
 
 
@@ -265,6 +271,16 @@ def get_adapter(name: str) -> Adapter:
     if name not in ADAPTERS:
         raise UserError(f'adapter "{name}" is unknown.{did_you_mean(name, ADAPTERS)}')
     return ADAPTERS[name]
+
+
+_TELLING = {
+    "questions": {"question_id", "turns"},
+    "ifeval": {"prompt", "instruction_id_list", "kwargs"},
+    "boolq": {"question", "passage", "answer"},
+    "piqa": {"goal", "sol1", "sol2"},
+    "openbookqa": {"question_stem", "choices", "answerKey"},
+}
+"""Columns that only one form has."""
 
 
 def detect(values: Mapping[str, Any]) -> str:
@@ -280,6 +296,9 @@ def detect(values: Mapping[str, Any]) -> str:
         return "xstest"
     if {"Behavior", "SemanticCategory"} <= columns:
         return "harmbench"
+    for name, needed in _TELLING.items():
+        if needed <= columns:
+            return name
     chosen = values["text"][0] if isinstance(values.get("text"), list) and values["text"] else values.get("chosen")
     if "prompt" not in columns and isinstance(chosen, str) and "\n\nAssistant:" in chosen:
         return "hh"

@@ -77,7 +77,7 @@ def _from_hub(source: Source, remote: HubFile) -> Path:
 
 def _from_web(source: Source, remote: WebFile) -> Path:
     path = _cached(remote)
-    if path.is_file() and sha256_file(path) == remote.sha256:
+    if path.is_file() and remote.sha256 in (None, sha256_file(path)):
         return path
     try:
         with urllib.request.urlopen(remote.url, timeout=TIMEOUT_SECONDS) as response:
@@ -88,7 +88,7 @@ def _from_web(source: Source, remote: WebFile) -> Path:
             f'data "{source.name}": could not fetch {remote.url} ({reason}). {_remedy(source)}'
         ) from error
     found = hashlib.sha256(content).hexdigest()
-    if found != remote.sha256:
+    if remote.sha256 is not None and found != remote.sha256:
         raise EnvironmentFault(
             f'data "{source.name}": {remote.url} has sha256 {found[:16]}..., expected {remote.sha256[:16]}...: '
             f"the download is damaged or the file has changed. {_remedy(source)}"
@@ -98,7 +98,8 @@ def _from_web(source: Source, remote: WebFile) -> Path:
 
 
 def _cached(remote: WebFile) -> Path:
-    return data_cache() / remote.sha256[:16] / remote.url.rsplit("/", 1)[-1]
+    pin = remote.sha256 or hashlib.sha256(remote.url.encode()).hexdigest()
+    return data_cache() / pin[:16] / remote.url.rsplit("/", 1)[-1]
 
 
 def data_cache() -> Path:

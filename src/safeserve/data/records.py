@@ -23,7 +23,14 @@ def user(text: str) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages to answer. ``reference`` is an ideal answer, ``answers`` are accepted short answers (lower case)."""
+    """Messages to answer.
+
+    Attributes:
+        reference: an ideal answer.
+        answers: accepted short answers, in lower case.
+        meta: what one kind of judge or engine needs besides: ``instructions`` (a list of ``{"id", "kwargs"}`` to
+            check), ``choices`` (a list of ``{"label", "text"}``) with ``context`` (the text that a choice continues).
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -32,6 +39,7 @@ class Prompt:
     benchmark: str = ""
     reference: str | None = None
     answers: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -47,6 +55,7 @@ class Prompt:
             "benchmark": self.benchmark,
             "reference": self.reference,
             "answers": list(self.answers),
+            **({"meta": self.meta} if self.meta else {}),
         }
 
     @classmethod
@@ -59,6 +68,7 @@ class Prompt:
             benchmark=row.get("benchmark", ""),
             reference=row.get("reference"),
             answers=tuple(row.get("answers", ())),
+            meta=dict(row.get("meta") or {}),
         )
 
 
