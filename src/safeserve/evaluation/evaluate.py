@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import write_json, write_jsonl
@@ -14,13 +14,10 @@ from safeserve.evaluation.benchmarks import Benchmark
 from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
-from safeserve.generation.engine import Completion, Sampling
+from safeserve.generation.engine import Completion, Sampling, WaveEngine
 from safeserve.generation.resumable import generate_to
 from safeserve.judging.judge import Judge, Score
 from safeserve.judging.registry import GENERAL, by_rules_alone, family, is_own, make_judge
-
-if TYPE_CHECKING:
-    from safeserve.generation.local import LocalEngine
 
 
 def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> dict[str, Judge]:
@@ -85,7 +82,7 @@ def score_row(completion: Completion, score: Score) -> dict[str, Any]:
 
 
 def evaluate(
-    engine: LocalEngine,
+    engine: WaveEngine,
     name: str,
     benchmarks: Mapping[Benchmark, Sequence[Prompt]],
     sampling: Sampling,
@@ -118,11 +115,11 @@ def evaluate(
         parts[benchmark.name] = {"max_new_tokens": own.max_new_tokens, **part}
     summary = {
         "model": name,
-        "identity": engine.loaded.identity,
+        "identity": engine.model_identity,
         "engine": engine.identity,
         "suite": suite,
         "sampling": sampling.model_dump(),
-        "dtype": engine.loaded.dtype,
+        "dtype": engine.dtype,
         "judges": {judge.name: judge.identity for judge in made.values()},
         "provisional": by_rules_alone(judge.name for judge in made.values()),
         "benchmarks": parts,

@@ -60,9 +60,43 @@ class Completion:
         return cls(**{**row, "token_ids": tuple(row.get("token_ids", ()))})
 
 
+@dataclass(frozen=True)
+class Row:
+    """One answer to make: sample ``k`` of a prompt, with the prompt's token ids (none where a server tokenises)."""
+
+    prompt: Prompt
+    k: int
+    ids: tuple[int, ...] = ()
+
+    def key(self) -> list[Any]:
+        """What tells this row from any other: a stored wave is only used for the same rows."""
+        return [self.prompt.id, self.k, self.ids or self.prompt.messages]
+
+
 class Engine(Protocol):
     """Turns prompts into completions, in any order; the ids tell which is which."""
 
     identity: str
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]: ...
+
+
+class WaveEngine(Protocol):
+    """An engine whose work is cut into fixed waves, each whole on disk or made again: a killed run goes on.
+
+    ``identity`` covers all that could change an answer, ``model_identity`` only the model; ``dtype`` is that of the
+    computation, or "served" where it is not known.
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def model_identity(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def waves(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Row]]: ...
+
+    def generate_wave(self, wave: Sequence[Row], sampling: Sampling) -> list[Completion]: ...

@@ -34,13 +34,11 @@ GIVE_UP_AFTER = 5
 """So many requests failing in a row, each after all its repetitions, mean that the server is gone."""
 
 
-class ClientOptions(Options):
-    """Where the server is and how to treat it."""
+class ServerOptions(Options):
+    """Where a server is and how to treat it."""
 
     base_url: str
     """Root of the API, for example http://localhost:8000/v1."""
-    model: str
-    """The model's name on that server."""
     revision: str = ""
     """What the server serves under that name, in your words (a date, a commit): change it when the weights change."""
     api_key_env: str | None = None
@@ -51,10 +49,6 @@ class ClientOptions(Options):
     """Repetitions of a request after 408, 409, 429, 5xx, a time-out or a broken connection."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request counts as failed."""
-    price_in: float | None = Field(None, ge=0)
-    """Price of a million prompt tokens; with price_out it gives the cost."""
-    price_out: float | None = Field(None, ge=0)
-    """Price of a million tokens written by the model, in the same currency."""
 
     @field_validator("base_url")
     @classmethod
@@ -62,6 +56,17 @@ class ClientOptions(Options):
         if not value.startswith(("http://", "https://")):
             raise UserError(f'base_url: "{value}" is no address. It starts with http:// or https:// and ends with /v1.')
         return value.rstrip("/")
+
+
+class ClientOptions(ServerOptions):
+    """A server, one of its models, and what it costs."""
+
+    model: str
+    """The model's name on that server."""
+    price_in: float | None = Field(None, ge=0)
+    """Price of a million prompt tokens; with price_out it gives the cost."""
+    price_out: float | None = Field(None, ge=0)
+    """Price of a million tokens written by the model, in the same currency."""
 
     @model_validator(mode="after")
     def _both_prices(self) -> ClientOptions:
@@ -138,12 +143,15 @@ class Usage:
 class LlmClient:
     """Answers requests from the disk or from the server.
 
+    Args:
+        keep: read and write answers on disk; without, the server is asked every time.
+
     Raises:
         UserError: the ``server`` extra is not installed, or the key's variable is not set.
     """
 
-    def __init__(self, options: ClientOptions) -> None:
-        self.options = options
+    def __init__(self, options: ClientOptions, keep: bool = True) -> None:
+        self.options, self.keep = options, keep
         prices = (options.price_in, options.price_out)
         self.usage = Usage(price=prices if None not in prices else None)  # type: ignore[arg-type]
         self._key = self._read_key()
@@ -184,6 +192,8 @@ class LlmClient:
         return cache_dir() / "replies" / key[:2] / f"{key}.json"
 
     def _stored(self, key: str) -> Reply | None:
+        if not self.keep:
+            return None
         # A file that cannot be read is not there: the question is asked again.
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Reply(**json.loads(self._path(key).read_text(encoding="utf-8")))
@@ -223,7 +233,7 @@ class LlmClient:
     ) -> None:
         for key, request in queue:
             reply = await self._ask(client, request)
-            if reply.error is None:
+            if reply.error is None and self.keep:
                 write_json(self._path(key), asdict(reply))
             self._failed_in_a_row = self._failed_in_a_row + 1 if reply.transient else 0
             if self._failed_in_a_row >= limit:

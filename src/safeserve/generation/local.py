@@ -15,19 +15,10 @@ import torch
 from safeserve.core.options import seed_for, stable_hash
 from safeserve.data.records import Prompt
 from safeserve.generation.decoding import nucleus_sample, penalise, token_logprobs
-from safeserve.generation.engine import Completion, FinishReason, Sampling
+from safeserve.generation.engine import Completion, FinishReason, Row, Sampling
 from safeserve.models.loading import LoadedModel
 
 WAVE_ROWS = 96
-
-
-@dataclass(frozen=True)
-class Row:
-    """One answer to make: sample ``k`` of a prompt, with the prompt's token ids."""
-
-    prompt: Prompt
-    k: int
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,8 @@ class LocalEngine:
         # Frozen, the head is copied once a row for a strided batch (torch's matmul folds a batch only for weights that
         # may need a gradient): 5 GB and 3 s a wave. Nothing here computes a gradient.
         loaded.model.get_output_embeddings().weight.requires_grad_(True)
+        self.model_identity: str = loaded.identity
+        self.dtype: str = loaded.dtype
         self.identity = stable_hash(["local-1", loaded.identity, loaded.dtype, wave_rows])
         limit = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_positions: int = int(limit) if limit else 1 << 30

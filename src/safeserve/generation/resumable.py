@@ -5,20 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
 from safeserve.core.runs import read_jsonl, write_jsonl
 from safeserve.data.records import Prompt
-from safeserve.generation.engine import Completion, Sampling
-
-if TYPE_CHECKING:
-    from safeserve.generation.local import LocalEngine
+from safeserve.generation.engine import Completion, Sampling, WaveEngine
 
 
 def generate_to(
-    engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, title: str, quiet: bool = False
+    engine: WaveEngine, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, title: str, quiet: bool = False
 ) -> list[Completion]:
     """Completions of ``prompts`` in their order, written to ``folder``; waves already on disk are not made again.
 
@@ -34,7 +30,7 @@ def generate_to(
     made: dict[tuple[str, int], Completion] = {}
     with Progress(title, sum(map(len, waves)), quiet=quiet) as progress:
         for number, wave in enumerate(waves):
-            rows = [[row.prompt.id, row.k, row.ids] for row in wave]
+            rows = [row.key() for row in wave]
             key = stable_hash([engine.identity, sampling.model_dump(), rows])
             part = parts / f"{number:05d}-{key}.jsonl"
             if part.exists():
