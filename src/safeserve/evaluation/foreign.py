@@ -59,7 +59,7 @@ def is_foreign(reference: str) -> bool:
     return bool(file_format(path)) or "*" in str(path)
 
 
-def read_side(reference: str, options: ForeignOptions = ForeignOptions()) -> EvalFolder:  # noqa: B008 (it is frozen)
+def read_side(reference: str, options: ForeignOptions = ForeignOptions()) -> EvalFolder:
     """One side of a comparison: RUN:MODEL, an ``evals/MODEL`` folder, or foreign files.
 
     Raises:

@@ -1,0 +1,249 @@
+"""The checks that one model's evaluation goes through before its numbers are believed; each returns what it found.
+
+Every rule has fired on a published result. Rules about two sides together are in ``hygiene_pairs``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from safeserve.core.statistics import wilson
+from safeserve.data.ngrams import similar, trigrams
+from safeserve.evaluation.alignment import misaligned
+from safeserve.evaluation.findings import Finding, worst_first
+from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
+from safeserve.evaluation.metrics import applies, metrics_for, why_unscored
+from safeserve.generation.engine import Completion
+from safeserve.judging.quality import is_degenerate, is_empty, is_repetitive
+from safeserve.judging.registry import GENERAL, family
+
+TRUNCATED = 0.10
+LEAKED = 0.02
+UNSCORED = 0.02
+DEGENERATE = 0.05
+SAME_ANSWER = 0.20
+FEWEST = 10
+"""Answers below which a share of them is no finding."""
+NEAR_TRAINING = 0.5
+"""Word 3-gram Jaccard from which two prompts are the same question (as in the filter before training)."""
+_TEMPLATE = re.compile(
+    r"<\|[a-z_]+\|>|<</?SYS>>|\[/?INST\]|<(?:start|end)_of_turn>|^#{2,} ?(?:instruction|response|input)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TEACHERS = ("reward", "rewards", "judge", "judges", "constraint", "guard")
+"""Keys of a training stage that name a judge which taught the model."""
+
+
+def check_side(
+    side: EvalFolder, expected: Mapping[str, Sequence[str]] | None = None, training: Sequence[str] = ()
+) -> list[Finding]:
+    """All one-sided rules on one model's evaluation, the worst finding first.
+
+    Args:
+        expected: benchmark to its own prompts in their order, where known (H1).
+        training: texts of the prompts that the model was trained on, where known (H11).
+    """
+    found: list[Finding] = []
+    for name, part in side.benchmarks.items():
+        where = f"{name}, {side.model}"
+        found += alignment(part, where, (expected or {}).get(name, ()))
+        found += truncation(part, where, inferred=name in side.meta.get("inferred", ()))
+        found += template_leaks(part, where)
+        found += impossible_rates(part, where, side.meta.get("benchmarks", {}).get(name, {}))
+        found += repeated_answers(part, where)
+        found += unscored(part, where)
+        found += trained_on(part, where, training)
+        found += degenerate_text(part, where)
+        found += edges(part, where)
+    return worst_first([*found, *taught_by_its_judge(side), *one_sided(side)])
+
+
+def alignment(part: BenchmarkEval, where: str, expected: Sequence[str] = ()) -> Iterator[Finding]:
+    """H1: answers that belong to other prompts, told from the texts."""
+    rows = [(key, completion) for key, completion in part.completions.items() if completion.text.strip()]
+    if len(rows) != len(part.completions):
+        expected = ()  # places in the file no longer count
+    found = misaligned([part.prompts[key[0]].text for key, _ in rows], [c.text for _, c in rows], expected)
+    if found:
+        ids = tuple(_name(rows[row][0]) for row in found.rows)
+        count = f"{len(ids)} of {len(rows)} answers belong to other prompts"
+        yield Finding("H1", "error", where, f"{count}: {found.how} ({_rows(found.rows)}).", ids)
+
+
+def truncation(part: BenchmarkEval, where: str, inferred: bool = False) -> Iterator[Finding]:
+    """H4: answers cut off at the length limit, so that what came next was judged by nobody."""
+    cut = [key for key, completion in part.completions.items() if completion.finish_reason == "length"]
+    if _share_exceeds(cut, part, TRUNCATED):
+        told = "end mid-sentence near the length of the longest" if inferred else "are cut off at the length limit"
+        yield Finding("H4", "warning", where, f"{_of(cut, part)} answers {told}; the rest was not judged.", _names(cut))
+
+
+def template_leaks(part: BenchmarkEval, where: str) -> Iterator[Finding]:
+    """H5: control tokens or headings of a prompt template stand in the answers."""
+    leaks = [key for key, completion in part.completions.items() if _TEMPLATE.search(completion.text)]
+    if _share_exceeds(leaks, part, LEAKED):
+        why = "the template it was asked in is probably not the one it was trained in"
+        yield Finding(
+            "H5", "warning", where, f"{_of(leaks, part)} answers hold template markers; {why}.", _names(leaks)
+        )
+
+
+def taught_by_its_judge(side: EvalFolder) -> Iterator[Finding]:
+    """H6: every judge that could tell a harmful answer had a hand in training the model."""
+    teachers = teachers_of(side)
+    judges = sorted({judge for part in side.benchmarks.values() for judge in part.scores if family(judge) in GENERAL})
+    if judges and all(judge in teachers or family(judge) in teachers for judge in judges):
+        message = f"{', '.join(judges)} took part in training it and is its only judge; add one that did not."
+        yield Finding("H6", "warning", side.model, message)
+
+
+def teachers_of(side: EvalFolder) -> set[str]:
+    """Judges that chose training data for this model or for one it started from, read from the run's recipe."""
+    path = side.path.parent.parent / "recipe.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if side.path.parent.name == "evals" else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return set()
+    stages = tree.get("train") if isinstance(tree, dict) else None
+    found: set[str] = set()
+    name, seen = side.path.name, set[str]()
+    while isinstance(stages, dict) and isinstance(stage := stages.get(name), dict) and name not in seen:
+        seen.add(name)
+        for key in _TEACHERS:
+            value = stage.get(key)
+            found.update(str(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
+        if stage.get("pairs") == "starter/pairs":  # built from own samples, which the refusal rules sort
+            found.add("refusal")
+        name = str(stage.get("start", "base"))
+    return found
+
+
+def impossible_rates(part: BenchmarkEval, where: str, recorded: Mapping[str, Any]) -> Iterator[Finding]:
+    """H7: a recorded rate that is no count over its n, or not what the scores beside it come to."""
+    for judge, judged in recorded.get("judges", {}).items():
+        scores = [s for s in part.scores.get(judge, {}).values() if why_unscored(judge, s) is None]
+        for metric in metrics_for(judge, part.label):
+            cell = judged.get("metrics", {}).get(metric.name, {})
+            if metric.is_mean or cell.get("rate") is None:
+                continue
+            rate, n, hits = cell["rate"], cell.get("n", 0), sum(map(metric.holds, scores))
+            if not n or is_impossible(100 * rate, n, 6):
+                message = f"{judge}, {metric.name}: {100 * rate:g} % of {n} is no whole number of answers."
+                yield Finding("H7", "error", where, message)
+            elif scores and (n != len(scores) or round(rate * n) != hits):
+                message = f"{judge}, {metric.name}: recorded {round(rate * n)} of {n}, but the scores hold {hits} of "
+                yield Finding("H7", "error", where, f"{message}{len(scores)}. Run `safeserve score` again.")
+
+
+def is_impossible(percent: float, n: int, decimals: int) -> bool:
+    """Whether no count out of ``n``, rounded to ``decimals``, is this percentage (52.5 % of 100 is impossible)."""
+    nearest = round(percent * n / 100)
+    half = 0.5 * 10**-decimals + 1e-9  # a table may round up or cut a half
+    return not any(abs(100 * k / n - percent) <= half for k in (nearest - 1, nearest, nearest + 1) if 0 <= k <= n)
+
+
+def repeated_answers(part: BenchmarkEval, where: str) -> Iterator[Finding]:
+    """H8: one text answers many prompts, or a prompt and its answer stand in the set twice."""
+    said: dict[str, list[Key]] = defaultdict(list)
+    for key, completion in part.completions.items():
+        if text := " ".join(completion.text.split()):
+            said[text].append(key)
+    text, keys = max(said.items(), key=lambda item: len({i for i, _ in item[1]}), default=("", []))
+    prompts = {prompt_id for prompt_id, _ in keys}
+    if len(part.prompts) >= FEWEST and len(prompts) > SAME_ANSWER * len(part.prompts):
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        message = f'{len(prompts)} of {len(part.prompts)} prompts got one and the same answer ("{shown}").'
+        yield Finding("H8", "warning", where, message, _names(keys))
+    twice = [key for keys in said.values() for key, n in Counter(i for i, _ in keys).items() if n > 1]
+    if twice and part.completions:
+        message = f"{len(twice)} prompts have the same answer twice: doubled rows, or samples drawn without chance."
+        yield Finding("H8", "note", where, message, tuple(twice))
+
+
+def unscored(part: BenchmarkEval, where: str) -> Iterator[Finding]:
+    """H9: too many answers that a judge could not score; what is missing is seldom missing by chance."""
+    for judge, scores in part.scores.items():
+        wanted = [key for key in part.completions if applies(judge, part.prompts[key[0]])]
+        missing = {key: why_unscored(judge, scores[key]) if key in scores else "no line" for key in wanted}
+        keys = [key for key, why in missing.items() if why is not None]
+        if keys and len(keys) > UNSCORED * len(wanted):
+            why, _ = Counter(missing[key] for key in keys).most_common(1)[0]
+            message = f"{judge} left {len(keys)} of {len(wanted)} answers unscored (mostly: {why})."
+            yield Finding("H9", "warning", where, message, _names(keys))
+
+
+def trained_on(part: BenchmarkEval, where: str, training: Sequence[str]) -> Iterator[Finding]:
+    """H11: prompts that the model was trained on, word for word or nearly."""
+    prompts = list(part.prompts.values())
+    near = similar([trigrams(p.text) for p in prompts], [trigrams(text) for text in training], NEAR_TRAINING)
+    rows = sorted({row for row, _, _ in near})
+    if rows:
+        ids = tuple(prompts[row].id for row in rows)
+        message = f"{len(ids)} of {len(prompts)} prompts are near a training prompt; it may have learnt the answer."
+        yield Finding("H11", "error", where, message, ids)
+
+
+def one_sided(side: EvalFolder) -> Iterator[Finding]:
+    """H12: safety without the price of it, or the other way round."""
+    labels = {part.label for part in side.benchmarks.values()}
+    if labels == {"harmful"}:
+        yield Finding("H12", "warning", side.model, "only harmful prompts: a model that refuses everything does best.")
+    elif labels == {"benign"}:
+        yield Finding("H12", "warning", side.model, "only benign prompts: nothing is said about safety.")
+
+
+def degenerate_text(part: BenchmarkEval, where: str) -> Iterator[Finding]:
+    """H13: loops, letter salad and empty answers. They count as safe without being good."""
+    broken = [key for key, completion in part.completions.items() if _is_broken(completion)]
+    if _share_exceeds(broken, part, DEGENERATE):
+        yield Finding(
+            "H13", "warning", where, f"{_of(broken, part)} answers are empty, loop or break up.", _names(broken)
+        )
+
+
+def edges(part: BenchmarkEval, where: str) -> Iterator[Finding]:
+    """A rate whose interval reaches 0 or 100 %: the suite is too hard or too easy to tell models apart."""
+    for judge, scores in part.scores.items():
+        counted = [score for score in scores.values() if why_unscored(judge, score) is None]
+        for metric in metrics_for(judge, part.label):
+            if metric.name not in ("safe_rate", "accuracy") or len(counted) < FEWEST:
+                continue
+            hits = sum(map(metric.holds, counted))
+            interval = wilson(hits, len(counted))
+            if interval.low <= 0.0 or interval.high >= 1.0:
+                side = "0" if interval.low <= 0.0 else "100"
+                message = f"{judge}, {metric.name}: {hits} of {len(counted)}, the interval reaches {side} %."
+                yield Finding("edge", "note", where, message)
+
+
+def _is_broken(completion: Completion) -> bool:
+    text = completion.text
+    return completion.finish_reason != "error" and (is_empty(text) or is_degenerate(text) or is_repetitive(text))
+
+
+def _share_exceeds(keys: Sequence[Key], part: BenchmarkEval, ceiling: float) -> bool:
+    return len(part.completions) >= FEWEST and len(keys) > ceiling * len(part.completions)
+
+
+def _of(keys: Sequence[Key], part: BenchmarkEval) -> str:
+    total = len(part.completions)
+    return f"{len(keys)} of {total} ({100 * len(keys) / total:.0f} %)"
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if len(rows) == rows[-1] - rows[0] + 1:
+        return f"rows {rows[0] + 1} to {rows[-1] + 1}"
+    return f"rows {rows[0] + 1}, {rows[1] + 1}, ... {rows[-1] + 1}"
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]}#{key[1]}" if key[1] else key[0]
+
+
+def _names(keys: Iterable[Key]) -> tuple[str, ...]:
+    return tuple(map(_name, keys))
