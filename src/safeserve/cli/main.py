@@ -41,7 +41,7 @@ def _root(
 
 def register() -> typer.Typer:
     """The app with every verb; the verbs' modules import nothing heavy."""
-    from safeserve.cli import compare, data, evaluate, gate, models, recipes, report, run, train
+    from safeserve.cli import calibrate, compare, data, evaluate, gate, models, recipes, report, run, train
 
     app.command("quickstart")(run.quickstart)
     app.command("run")(run.run)
@@ -50,6 +50,7 @@ def register() -> typer.Typer:
     app.command("score")(evaluate.score)
     app.command("compare")(compare.compare)
     app.command("gate")(gate.gate)
+    app.command("calibrate")(calibrate.calibrate)
     app.command("report")(report.report)
     app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")

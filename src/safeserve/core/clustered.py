@@ -51,14 +51,24 @@ def clustered_rate(hits: Sequence[bool], clusters: Sequence[str], confidence: fl
     return _effective_wilson(groups, successes / n, confidence)
 
 
+def effective_size(hits: Sequence[bool], clusters: Sequence[str]) -> float:
+    """How many independent observations a grouped proportion is worth (see :func:`clustered_rate`); n without groups.
+
+    Raises:
+        ValueError: no observations, or sequences of different length.
+    """
+    groups = _grouped(clusters, hits)
+    return float(len(hits)) if groups.count == len(hits) else _effective_size(groups, sum(hits) / len(hits))
+
+
 def clustered_paired_difference(
     before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str], confidence: float = 0.95
 ) -> tuple[float, Interval]:
     """``after - before`` of two proportions over the same grouped items, with an interval.
 
     Each proportion's interval is :func:`clustered_rate`'s; they are put together as in Newcombe 1998 (method of
-    variance estimates recovery; for clustered data Donner & Zou 2012, Statistical Methods in Medical Research 21:347-359) with
-    the correlation of the two rates that the clusters show.
+    variance estimates recovery; for clustered data Donner & Zou 2012, Statistical Methods in Medical
+    Research 21:347-359) with the correlation of the two rates that the clusters show.
 
     Raises:
         ValueError: no items, or sequences of different length.
@@ -170,18 +180,22 @@ def _grouped(clusters: Sequence[str], values: Sequence[float] | NDArray[np.float
     return _Groups(sums.astype(np.float64), np.bincount(index).astype(np.float64))
 
 
-def _effective_wilson(groups: _Groups, rate: float, confidence: float) -> Interval:
+def _effective_size(groups: _Groups, rate: float) -> float:
     n, count = float(groups.sizes.sum()), groups.count
     if count == 1:
-        return Interval(0.0, 1.0)  # one cluster shows nothing of how clusters differ
+        return 1.0
     residuals = groups.residuals(rate)
     between = count / (count - 1) * float(residuals @ residuals) / n**2
     binomial = rate * (1 - rate) / n
-    # Clusters that are all alike inside tell as much as one observation each; their counts at 0 and 1 do not show it.
+    # At 0 and 1 the samples do not show how alike they are: then each cluster counts once.
     effective = min(n, n * binomial / between) if between > 0 and binomial > 0 else float(count)
-    quantile = 0.5 + confidence / 2
-    effective *= float(stats.t.ppf(quantile, n - 1) / stats.t.ppf(quantile, count - 1)) ** 2
-    return score_interval(rate, effective, confidence)
+    return effective * float(stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, count - 1)) ** 2
+
+
+def _effective_wilson(groups: _Groups, rate: float, confidence: float) -> Interval:
+    if groups.count == 1:
+        return Interval(0.0, 1.0)  # one cluster shows nothing of how clusters differ
+    return score_interval(rate, _effective_size(groups, rate), confidence)
 
 
 def _combined(after: float, before: float, correlation: float) -> float:

@@ -146,7 +146,7 @@ def applies(judge: str, prompt: Prompt) -> bool:
         return bool(prompt.answers)
     if group in NEEDS_REFERENCE:
         return bool(prompt.reference)
-    return group != "ifeval" or bool(getattr(prompt, "meta", {}).get("instructions"))
+    return group != "ifeval" or bool(prompt.meta.get("instructions"))
 
 
 def why_unscored(judge: str, score: Score) -> str | None:
