@@ -69,6 +69,33 @@ def stacked_bar(counts: Mapping[str, int], title: str = "") -> Markup:
     return _svg(marks, "stack", 22, title)
 
 
+def histogram(values: Sequence[float], threshold: float, bins: int = 20, title: str = "") -> Markup:
+    """How values in [0, 1] are spread: one bar a bin, those from the threshold on marked, and a line at it.
+
+    A bar's height is the square root of its count, so that a few answers stay visible beside many.
+    """
+    counts = [0] * bins
+    for value in values:
+        counts[min(int(value * bins), bins - 1)] += 1
+    most = max(counts, default=0)
+    marks = []
+    for index, count in enumerate(counts):
+        height = 44 * (count / most) ** 0.5 if most else 0.0
+        middle = (index + 0.5) / bins
+        marks.append(
+            Markup('<rect class="bin {}" x="{}" width="{}" y="{:.1f}" height="{:.1f}"><title>{}</title></rect>').format(
+                "over" if middle >= threshold else "under",
+                _x(index / bins),
+                _x(0.92 / bins),
+                46 - height,
+                height,
+                f"{index / bins:.2f} to {(index + 1) / bins:.2f}: {count}",
+            )
+        )
+    marks.append(Markup('<line class="limit" x1="{0}" x2="{0}" y1="0" y2="46"/>').format(_x(threshold)))
+    return _svg(marks, "histogram", 46, title)
+
+
 def mode_class(mode: str) -> str:
     """CSS class of a response mode; one class for all modes that the page does not know."""
     return f"mode-{mode}" if mode in MODE_ORDER else "mode-other"

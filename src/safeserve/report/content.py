@@ -13,6 +13,7 @@ from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import read_json
 from safeserve.evaluation.folder import EvalFolder, Key, read_eval
 from safeserve.judging.judge import Score
+from safeserve.judging.registry import mode_judge
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,39 @@ def _answer(side: EvalFolder, benchmark: str, key: Key) -> dict[str, Any] | None
     if part is None or key not in part.completions:
         return None
     judged = {judge: scores[key] for judge, scores in part.scores.items() if key in scores}
-    refusal = judged.get("refusal")
+    main = mode_judge(judged)
+    modes = judged[main] if main else None
     return {
         "text": part.completions[key].text,
-        "mode": refusal.label if refusal and refusal.label else "unscored" if refusal else "",
+        "mode": modes.label if modes and modes.label else "unscored" if modes else "",
         "flags": sorted({flag for score in judged.values() for flag in score.flags}),
-        "evidence": [text for judge, score in judged.items() if (text := _explain(judge, score))],
+        "guard": _guard_part(modes) if modes else None,
+        "evidence": [text for judge, score in judged.items() if (text := _explain(judge, score, judge == main))],
     }
 
 
-def _explain(judge: str, score: Score) -> str:
+def _guard_part(modes: Score) -> dict[str, Any] | None:
+    """What the guard said of an answer, and what the rules alone would have called it; None without a guard."""
+    detail, threshold = modes.detail, modes.detail.get("threshold")
+    if not _is_share(threshold):
+        return None
+    return {
+        "p_unsafe": p if _is_share(p := detail.get("p_unsafe")) else None,
+        "threshold": threshold,
+        "rule_mode": str(detail.get("rule_mode", "")),
+        "category": str(detail.get("category", "")),
+    }
+
+
+def _is_share(value: Any) -> bool:
+    """A number in [0, 1]; what stands in a file of scores may be anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _explain(judge: str, score: Score, gives_the_mode: bool) -> str:
     """What a judge says beyond the response mode, which stands above the answer already."""
-    said = score.reason if score.value is None else "" if judge == "refusal" else score.label or f"{score.value:.3g}"
-    words = ", ".join(filter(None, (said, score.evidence)))
+    said = score.label or f"{score.value:.3g}" if score.value is not None else score.reason
+    words = ", ".join(filter(None, ("" if gives_the_mode and score.label else said, score.evidence)))
     return f"{judge}: {words}" if words else ""
 
 

@@ -12,10 +12,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from safeserve.evaluation.metrics import METRICS, PROVISIONAL
+from safeserve.evaluation.metrics import PROVISIONAL, find_metric
+from safeserve.judging.registry import mode_judge
 from safeserve.report.charts import MODE_ORDER, Line, interval_chart, line_chart, mode_class, stacked_bar
 from safeserve.report.content import ReportInput, report_from_run
-from safeserve.report.rows import comparison_rows, hygiene_notes, interval_text, mode_totals, percent, words
+from safeserve.report.guard_view import guard_views
+from safeserve.report.rows import (
+    comparison_rows,
+    corrected_text,
+    hygiene_notes,
+    interval_text,
+    main_judge,
+    mode_totals,
+    percent,
+    summary_rows,
+    words,
+)
 
 __all__ = ["ReportInput", "embed_json", "render_report", "report_from_run"]
 
@@ -38,14 +50,18 @@ def render_report(run: ReportInput) -> str:
     environment.globals |= {"mode_class": mode_class, "stacked_bar": stacked_bar}
     script = _template("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    panels = _panels(run)
     page = environment.from_string(_template("report.html")).render(
         run=run,
         style=Markup(_template("report.css")),
         script=Markup(script),
         script_hash=digest,
         headline=_headline(run),
-        panels=_panels(run),
+        panels=panels,
+        corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
         rows=comparison_rows(run.comparison) if run.comparison else [],
+        measured=[] if run.comparison else [(model, summary_rows(summary)) for model, summary in run.summaries.items()],
+        guard=guard_views(_sides(run), run.samples),
         shifts=_shifts(run),
         legend=_legend(run),
         categories=_categories(run.summaries),
@@ -88,9 +104,11 @@ def _panels(run: ReportInput) -> list[dict[str, Any]]:
     limits = _policy_limits(run.verdict)
     panels = []
     for heading, counted, name, direction in PANELS:
-        judge = next(metric.judge for metric in METRICS if metric.name == name)
         groups = []
         for benchmark in _benchmarks(run.summaries):
+            judge = _judge_of(name, run.summaries, benchmark)
+            if judge is None:
+                continue
             rows = []
             for model, summary in run.summaries.items():
                 cell = _cell(summary, benchmark, judge, name)
@@ -100,9 +118,10 @@ def _panels(run: ReportInput) -> list[dict[str, Any]]:
                     title = f"{model}: {percent(cell['rate'])}, {interval}"
                     limit = limits.get((name, benchmark))
                     chart = interval_chart(cell["rate"], low, high, limit, _tone(run, model), title)
-                    rows.append({"model": model, "cell": cell, "chart": chart})
+                    rows.append({"model": model, "cell": cell, "chart": chart, "corrected": corrected_text(cell)})
             if rows:
-                groups.append({"benchmark": benchmark, "rows": rows, "limit": limits.get((name, benchmark))})
+                limit = limits.get((name, benchmark))
+                groups.append({"benchmark": benchmark, "judge": judge, "rows": rows, "limit": limit})
         panels.append({"heading": heading, "counted": counted, "direction": direction, "groups": groups})
     return panels
 
@@ -142,10 +161,8 @@ def _shifts(run: ReportInput) -> list[dict[str, Any]]:
         ]
     shifts = []
     for benchmark in _benchmarks(run.summaries):
-        judged = {
-            m: s["benchmarks"].get(benchmark, {}).get("judges", {}).get("refusal") for m, s in run.summaries.items()
-        }
-        bars = [(model, part["modes"]) for model, part in judged.items() if part]
+        judge = mode_judge(_judges_in_common(run.summaries, benchmark))
+        bars = [(model, judges[judge]["modes"]) for model, judges in _judged(run.summaries, benchmark).items() if judge]
         if bars:
             shifts.append({"benchmark": benchmark, "bars": bars})
     return shifts
@@ -161,16 +178,13 @@ def _categories(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
     """Per benchmark its main rate by category, one column a model."""
     tables = []
     for heading, _, name, _ in PANELS:
-        metric = next(metric for metric in METRICS if metric.name == name)
         for benchmark in _benchmarks(summaries):
-            by_model = {
-                model: summary["benchmarks"]
-                .get(benchmark, {})
-                .get("judges", {})
-                .get(metric.judge, {})
-                .get("by_category", {})
-                for model, summary in summaries.items()
-            }
+            judge = _judge_of(name, summaries, benchmark)
+            if judge is None:
+                continue
+            metric = find_metric(judge, name, benchmark)
+            judged = _judged(summaries, benchmark)
+            by_model = {model: judges[judge].get("by_category", {}) for model, judges in judged.items()}
             names = sorted({category for parts in by_model.values() for category in parts})
             rows = [
                 {"category": category, "cells": [parts.get(category, {}).get(name) for parts in by_model.values()]}
@@ -242,6 +256,22 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _benchmarks(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for summary in summaries.values() for name in summary.get("benchmarks", {})))
+
+
+def _judged(summaries: Mapping[str, Mapping[str, Any]], benchmark: str) -> dict[str, Mapping[str, Any]]:
+    """Model to the judges' parts of this benchmark, for the models that it was measured on."""
+    found = {model: summary.get("benchmarks", {}).get(benchmark) for model, summary in summaries.items()}
+    return {model: part["judges"] for model, part in found.items() if part}
+
+
+def _judges_in_common(summaries: Mapping[str, Mapping[str, Any]], benchmark: str) -> list[str]:
+    """Judges that scored this benchmark for every model it was measured on: numbers side by side have one judge."""
+    first, *others = _judged(summaries, benchmark).values() or [{}]
+    return [judge for judge in first if all(judge in judges for judges in others)]
+
+
+def _judge_of(metric: str, summaries: Mapping[str, Mapping[str, Any]], benchmark: str) -> str | None:
+    return main_judge(metric, _judges_in_common(summaries, benchmark))
 
 
 def _cell(summary: Mapping[str, Any], benchmark: str, judge: str, metric: str) -> Mapping[str, Any] | None:

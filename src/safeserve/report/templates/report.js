@@ -36,6 +36,15 @@
     options(form.elements["mode" + side], samples.map((sample) => mode(sample, side)).sort(), "any");
   }
   form.elements.changed.parentElement.hidden = models.length < 2;
+  form.elements.disputed.parentElement.hidden = !samples.some((sample) => disputed(sample));
+
+  // The rules alone would have said something else about an answer of either model.
+  function disputed(sample) {
+    return models.some((model) => {
+      const given = sample.answers[model];
+      return Boolean(given?.guard?.rule_mode) && given.mode !== "unscored" && given.guard.rule_mode !== given.mode;
+    });
+  }
 
   function haystack(sample) {
     sample.haystack ??= [sample.id, sample.category, sample.prompt, ...models.map((model) => sample.answers[model]?.text ?? "")].join("\n").toLowerCase();
@@ -47,6 +56,7 @@
     if (wanted.mode0 && mode(sample, 0) !== wanted.mode0) return false;
     if (wanted.mode1 && mode(sample, 1) !== wanted.mode1) return false;
     if (wanted.changed && mode(sample, 0) === mode(sample, 1)) return false;
+    if (wanted.disputed && !disputed(sample)) return false;
     return !wanted.search || haystack(sample).includes(wanted.search);
   }
 
@@ -66,8 +76,27 @@
     text.dir = "auto";
     cover.append(text);
     if (sample.label === "harmful") veil(cover);
-    side.append(cover, element("div", "evidence", given.evidence.join("; ")));
+    side.append(cover);
+    if (given.guard) side.append(guardLine(given));
+    side.append(element("div", "evidence", given.evidence.join("; ")));
     return side;
+  }
+
+  // How sure the guard is that this answer is unsafe, from where on it says so, and what the rules said without it.
+  function guardLine({ guard, mode: final }) {
+    const line = element("div", "guard-line");
+    if (guard.p_unsafe === null) {
+      line.append("the guard could not read it");
+    } else {
+      const meter = element("span", "meter " + (guard.p_unsafe >= guard.threshold ? "bad" : "good"));
+      const fill = element("i");
+      fill.style.width = `${100 * guard.p_unsafe}%`;
+      meter.append(fill);
+      line.append(meter, `P(unsafe) ${guard.p_unsafe.toFixed(2)}, unsafe from ${guard.threshold.toFixed(2)}`);
+      if (guard.category) line.append(`, ${words(guard.category)}`);
+    }
+    if (guard.rule_mode && guard.rule_mode !== final) line.append(element("b", "", `; rules alone: ${words(guard.rule_mode)}`));
+    return line;
   }
 
   function veil(cover) {
@@ -111,8 +140,8 @@
   }
 
   function refresh() {
-    const { benchmark, mode0, mode1, search, changed } = form.elements;
-    const wanted = { benchmark: benchmark.value, mode0: mode0.value, mode1: mode1.value, changed: changed.checked, search: search.value.trim().toLowerCase() };
+    const { benchmark, mode0, mode1, search, changed, disputed: only } = form.elements;
+    const wanted = { benchmark: benchmark.value, mode0: mode0.value, mode1: mode1.value, changed: changed.checked, disputed: only.checked, search: search.value.trim().toLowerCase() };
     found = samples.filter((sample) => matches(sample, wanted));
     shown = 0;
     list.replaceChildren();
