@@ -14,6 +14,7 @@ from safeserve.core.statistics import holm
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
 from safeserve.evaluation.summary import BOOTSTRAP_SEED, rate
+from safeserve.judging.registry import by_rules_alone
 
 # Decides which random draw is seen, not how it is drawn: two seeds of one decoding may be compared.
 _DRAW_ONLY = ("seed", "iteration")
@@ -56,7 +57,7 @@ def compare(a: EvalFolder, b: EvalFolder) -> dict[str, Any]:
             f"{a.path} and {b.path}: no judge has scored both. Run `safeserve score` on the one that lacks it."
         )
     _correct_over_benchmarks(result)
-    provisional = any("refusal" in part["judge"] for part in result.values())
+    provisional = any(by_rules_alone(part["judge"]) for part in result.values())
     return {"a": a.model, "b": b.model, "benchmarks": result, "provisional": provisional, "notes": notes}
 
 

@@ -29,6 +29,7 @@ from safeserve.core.statistics import paired_difference, wilson
 from safeserve.evaluation.compare import paired_keys, require_comparable
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
 from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric, why_unscored
+from safeserve.judging.registry import family
 
 Outcome = Literal["pass", "fail", "no_verdict"]
 EXIT_CODES: Mapping[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "no_verdict": EXIT_EVIDENCE}
@@ -189,7 +190,7 @@ def decide(candidate: EvalFolder, against: EvalFolder | None, policy: Policy) ->
     outcome: Outcome = "fail" if "fail" in outcomes else "no_verdict" if "no_verdict" in outcomes else "pass"
     deciding = [f"{result.rule}: {result.why}" for result in results if result.outcome == outcome]
     others = [f"{result.rule}: {result.why}" for result in results if result.outcome not in (outcome, "pass")]
-    provisional = any(rule.metric == "safe_rate" and rule.judge == "refusal" for rule in policy.rules)
+    provisional = any(rule.metric == "safe_rate" and family(rule.judge) == "refusal" for rule in policy.rules)
     return Verdict(
         outcome=outcome,
         policy=policy,
