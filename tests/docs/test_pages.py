@@ -15,8 +15,12 @@ import typer
 import yaml
 
 from safeserve.cli.main import register
+from safeserve.core.extensions import load_object
+from safeserve.core.options import Options
 from safeserve.evaluation.gate import Policy, parse_policy
 from safeserve.generation.engine import Sampling
+from safeserve.generation.llm_client import ServerOptions
+from safeserve.judging.registry import KINDS
 from safeserve.pipeline.recipe import (
     DataOptions,
     DpoStage,
@@ -67,7 +71,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert [t for t in targets if "://" not in t and not (DOCS / t).exists()] == []
 
 
-@pytest.mark.parametrize("options", [Recipe, DataOptions, SitStage, DpoStage, EvaluateOptions, GateOptions, Sampling])
+@pytest.mark.parametrize(
+    "options", [Recipe, ServerOptions, DataOptions, SitStage, DpoStage, EvaluateOptions, GateOptions, Sampling]
+)
 def test_recipes_page_names_every_key_with_its_default(options: Any) -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
@@ -80,8 +86,8 @@ def test_recipes_page_names_every_key_with_its_default(options: Any) -> None:
 
 def test_recipes_page_names_no_key_that_does_not_exist() -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    known = {name for kind in (Recipe, DataOptions, SitStage, DpoStage, EvaluateOptions, GateOptions, Sampling)
-             for name in kind.model_fields}  # fmt: skip
+    kinds = (Recipe, ServerOptions, DataOptions, SitStage, DpoStage, EvaluateOptions, GateOptions, Sampling)
+    known = {name for kind in kinds for name in kind.model_fields}
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) <= known
 
 
@@ -91,6 +97,9 @@ def test_yaml_examples_are_valid(page: Path) -> None:
         content = yaml.safe_load(text)
         if "rules" in content:
             assert isinstance(parse_policy(text, page.name), Policy)
+        elif "kind" in content:
+            options = load_object(KINDS[content.pop("kind")]).Options
+            assert isinstance(options.parse({k: v for k, v in content.items() if k != "name"}, page.name), Options)
         else:
             assert isinstance(parse_recipe(content, page.name), Recipe)
 

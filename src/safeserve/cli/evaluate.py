@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from safeserve.cli.common import RUNS, command_line, next_commands, print_json, quiet_libraries
 from safeserve.cli.run import JSON, LIMIT, NAME, OUT, QUIET, REDO, SEED
+from safeserve.core.errors import UserError
 
 
 def evaluate(
@@ -16,6 +18,8 @@ def evaluate(
     root: str | None = typer.Option(None, "--root", envvar="SAFESERVE_DATA_ROOT", help="Folder with public data."),
     template: str | None = typer.Option(None, "--template", help="alpaca or chatml, for a base model."),
     judge: list[str] = typer.Option(None, "--judge", help="Judges to use; may be repeated."),
+    server: str | None = typer.Option(None, "--server", help="URL of an OpenAI-compatible server that serves MODEL."),
+    api_key_env: str | None = typer.Option(None, "--api-key-env", help="Variable with the server's key."),
     name: str | None = NAME,
     out: Path | None = OUT,
     redo: bool = REDO,
@@ -30,7 +34,11 @@ def evaluate(
     options = {"models": ["base"], "suite": suite, "limit": limit}
     if judge:
         options["judges"] = judge
-    tree = {"model": model, "template": template, "data": {"root": root}, "evaluate": options}
+    tree: dict[str, Any] = {"model": model, "template": template, "data": {"root": root}, "evaluate": options}
+    if server is not None:
+        tree["server"] = {"base_url": server, "api_key_env": api_key_env}
+    elif api_key_env is not None:
+        raise UserError("--api-key-env: is the key of --server. Give that too.")
     recipe = parse_recipe({**tree, **({"seed": seed} if seed is not None else {})}, "safeserve eval")
     quiet_libraries()
     from safeserve.pipeline.run import Run

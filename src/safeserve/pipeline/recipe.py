@@ -15,6 +15,7 @@ from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import Options
 from safeserve.evaluation.benchmarks import suite
 from safeserve.generation.engine import Sampling
+from safeserve.generation.llm_client import ServerOptions
 from safeserve.models.embedded import NAME as EMBEDDED
 from safeserve.models.loading import DtypeName
 from safeserve.training.options import DpoOptions, SitOptions
@@ -122,6 +123,8 @@ class Recipe(Options):
     quantize: Literal["8bit", "4bit"] | None = None
     """Train adapters over a base in 8 or 4 bits (CUDA, the quantized extra); evaluation is always unquantised."""
     seed: int = 7
+    server: ServerOptions | None = None
+    """An OpenAI-compatible server that serves ``model``: it is measured there, nothing is loaded or trained here."""
     data: DataOptions = DataOptions()
     train: dict[str, SitStage | DpoStage] = Field(default_factory=dict)
     evaluate: EvaluateOptions | None = None
@@ -203,7 +206,13 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
                 f'{where}: train.{stage}.method: unknown method "{method}".{did_you_mean(str(method), METHODS)}'
             )
         stages[stage] = METHODS[method].parse(options, f"{where}: train.{stage}")
-    for part, kind in (("data", DataOptions), ("evaluate", EvaluateOptions), ("gate", GateOptions)):
+    parts: dict[str, type[Options]] = {
+        "data": DataOptions,
+        "server": ServerOptions,
+        "evaluate": EvaluateOptions,
+        "gate": GateOptions,
+    }
+    for part, kind in parts.items():
         if tree.get(part) is not None:
             tree[part] = kind.parse(tree[part], f"{where}: {part}")
     recipe = Recipe.parse({**tree, "train": stages}, where)
@@ -233,6 +242,11 @@ def _check_names(recipe: Recipe, where: str) -> None:
         if isinstance(stage, SitStage) and not (stage.helpful or stage.safety or stage.look_alike):
             raise UserError(f"{where}: train.{name}: no data. Give helpful, look_alike or safety.")
         known.append(name)
+    if recipe.server:
+        given = {"train": recipe.train, "template": recipe.template, "quantize": recipe.quantize}
+        ignored = [key for key, value in given.items() if value] + ["dtype"] * (recipe.dtype != "auto")
+        if ignored:
+            raise UserError(f"{where}: {', '.join(ignored)}: would be ignored, because server serves the model.")
     if recipe.evaluate:
         _require_known(recipe.evaluate.models, known, f"{where}: evaluate.models")
         require_judges(suite(recipe.evaluate.suite), recipe.evaluate.judges)

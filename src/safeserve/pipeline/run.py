@@ -22,7 +22,8 @@ from safeserve.evaluation.compare import compare
 from safeserve.evaluation.evaluate import evaluate
 from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.gate import Verdict, decide, load_policy
-from safeserve.generation.engine import Sampling
+from safeserve.generation.engine import Sampling, WaveEngine
+from safeserve.generation.llm_client import ClientOptions, ServerOptions
 from safeserve.judging.registry import make_judge
 from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dtype
 from safeserve.pipeline.machine import describe_machine, peak_memory_gib
@@ -90,7 +91,7 @@ class Run:
         return self.outcome
 
     def _execute(self) -> None:
-        self._hashes["base"] = stable_hash([identity_of(self.recipe.model, self.recipe.template), self._dtype()])
+        self._hashes["base"] = stable_hash([self._base_identity(), self._dtype()])
         for name in self._models():
             if name in self.recipe.train:
                 self._train(name, self.recipe.train[name])
@@ -117,7 +118,26 @@ class Run:
                 wanted.add(self.recipe.train[name].start)
         return [name for name in ("base", *self.recipe.train) if name in wanted]
 
+    def _base_identity(self) -> str:
+        if self.recipe.server is not None:
+            return stable_hash(self._served(self.recipe.server).served)
+        return identity_of(self.recipe.model, self.recipe.template)
+
+    def _served(self, server: ServerOptions) -> ClientOptions:
+        return ClientOptions(model=self.recipe.model, **server.model_dump())
+
+    def _engine(self, name: str) -> WaveEngine:
+        if self.recipe.server is not None:
+            from safeserve.generation.server import ServerEngine
+
+            return ServerEngine(self._served(self.recipe.server))
+        from safeserve.generation.local import LocalEngine
+
+        return LocalEngine(self._load(name))
+
     def _dtype(self) -> str:
+        if self.recipe.server is not None:
+            return "served"
         from safeserve.models.loading import default_device
 
         return resolve_dtype(self.recipe.dtype, default_device())
@@ -237,8 +257,6 @@ class Run:
             self._benchmark_ids[benchmark.name] = identity
 
     def _evaluate(self, name: str) -> None:
-        from safeserve.generation.local import LocalEngine
-
         options = self.recipe.evaluate
         assert options is not None
         inputs = {
@@ -262,8 +280,9 @@ class Run:
         sampling = options.sampling.model_copy(update={"seed": self.recipe.seed})
 
         def work() -> dict[str, Any]:
-            engine = LocalEngine(self._load(name))
-            return evaluate(engine, name, self._prompts, sampling, options.judges, target, options.suite, self.quiet)
+            return evaluate(
+                self._engine(name), name, self._prompts, sampling, options.judges, target, options.suite, self.quiet
+            )
 
         self.outcome.summaries[name] = self._timed(f"evaluate {name}", work)
         seconds = self.outcome.seconds[f"evaluate {name}"]
