@@ -139,6 +139,9 @@ class BertScore:
         layers = hub.model.config.num_hidden_layers
         if self.layer > layers:
             raise UserError(f"judge {self.name}: layer: {self.options.model} has {layers} layers, not {self.layer}.")
+        encoder = getattr(hub.model, "encoder", None)
+        if hasattr(encoder, "layer"):
+            encoder.layer = encoder.layer[: self.layer]
         return hub
 
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Score]:
@@ -152,10 +155,7 @@ class BertScore:
             if not completion.text.strip():
                 scores[index] = Score(0.0, None)
                 continue
-            answer, reference = (
-                self.hub.tokenizer(self.hub.plain(text.strip()))["input_ids"]
-                for text in (completion.text, prompt.reference or "")
-            )
+            answer, reference = self._ids(completion.text), self._ids(prompt.reference or "")
             longest = max(len(answer), len(reference))
             if longest > self.hub.limit:
                 scores[index] = too_long(longest, self.hub.limit)
@@ -165,6 +165,11 @@ class BertScore:
             for index, value in zip(pairs, self._f1(list(pairs.values())), strict=True):
                 scores[index] = Score(round(value, 6), None)
         return [scores[index] for index in range(len(items))]
+
+    def _ids(self, text: str) -> list[int]:
+        # These tokenizers spell a word at the very beginning in another way; the authors avoid it by a space.
+        start = " " if self.hub.model.config.model_type in ("roberta", "gpt2") else ""
+        return list(self.hub.tokenizer(start + self.hub.plain(text.strip()))["input_ids"])
 
     def _f1(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
         texts = [ids for pair in pairs for ids in pair]
