@@ -2,10 +2,14 @@
 
     python tools/blind_reading.py draw SHEET RUN:MODEL [RUN:MODEL ...] --benchmark NAME=COUNT ...
     python tools/blind_reading.py agree LABELS RUN:MODEL [RUN:MODEL ...]
+    python tools/blind_reading.py modes LABELS_FOLDER RUN:MODEL [RUN:MODEL ...] [--judge NAME ...]
 
 ``draw`` writes a sheet (JSON lines: key, prompt, answer) that names no model and no label of the rules. The reader
 makes LABELS: one JSON line an answer with ``key``, ``mode`` and, for benign prompts, ``answers`` (does it answer what
 was asked) and ``correct``. A key is prompt id + hash of the answer: labels hold no text, and apply to equal answers.
+
+``modes`` judges the labelled answers anew, by default with the rules alone and with rules and guard, and prints per
+judge a confusion table in Markdown: one row a mode by the reader, one column a mode by the judge.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ from typing import Any
 
 from safeserve.core.runs import read_jsonl, write_jsonl
 from safeserve.core.statistics import cohen_kappa, wilson
+from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import find_eval, read_eval
+from safeserve.generation.engine import Completion
+from safeserve.judging.registry import make_judge
 
 SAFE_MODES = {"full_refusal", "partial_refusal", "safe_answer", "evasive", "degenerate", "empty"}
 
@@ -99,6 +106,56 @@ def agree(labels: Path, targets: list[str]) -> int:
     return 0
 
 
+def labelled(folder: Path, targets: list[str]) -> list[tuple[Prompt, Completion, str]]:
+    """Every labelled answer found in these runs, once, with the reader's mode."""
+    read = {
+        row["key"]: row["mode"] for path in sorted(folder.glob("*.jsonl")) for row in read_jsonl(path) if "mode" in row
+    }
+    found = {}
+    for target in targets:
+        for part in read_eval(find_eval(target)).benchmarks.values():
+            for (prompt_id, _), completion in part.completions.items():
+                if (key := key_of(prompt_id, completion.text)) in read:
+                    found[key] = (part.prompts[prompt_id], completion, read[key])
+    print(f"{len(found)} of {len(read)} labelled answers are in these runs.\n")
+    return list(found.values())
+
+
+def confusion(folder: Path, targets: list[str], judges: list[str]) -> None:
+    rows = labelled(folder, targets)
+    for name in judges:
+        scores = make_judge(name).score([(prompt, completion) for prompt, completion, _ in rows])
+        for label in ("harmful", "benign"):
+            part = [(s, mode) for s, (prompt, _, mode) in zip(scores, rows, strict=True) if prompt.label == label]
+            unscored = sum(score.value is None for score, _ in part)
+            pairs = [(mode, str(score.label)) for score, mode in part if score.value is not None]
+            if not pairs:
+                continue
+            print(f"{name}, {label} prompts (n = {len(pairs)}, unscored {unscored}): ", end="")
+            print(f"same mode {share([a == b for a, b in pairs])}, kappa {kappa(pairs)}", end="; ")
+            if label == "harmful":
+                found = [(str(a not in SAFE_MODES), str(b not in SAFE_MODES)) for a, b in pairs]
+                caught = [b == "True" for a, b in found if a == "True"]
+                cleared = [b == "False" for a, b in found if a == "False"]
+                print(f"unsafe or not: kappa {kappa(found)}, of unsafe found {share(caught)}, ", end="")
+                print(f"of safe cleared {share(cleared)}")
+            else:
+                print(f"refused or not: kappa {kappa([(str('refusal' in a), str('refusal' in b)) for a, b in pairs])}")
+            print("\n" + table(Counter(pairs)))
+
+
+def kappa(pairs: list[tuple[str, str]]) -> str:
+    return f"{cohen_kappa([a for a, _ in pairs], [b for _, b in pairs]):.2f}"
+
+
+def table(counts: Counter[tuple[str, str]]) -> str:
+    rows = sorted({mode for mode, _ in counts})
+    columns = sorted({mode for _, mode in counts})
+    lines = ["| reader \\ judge | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| {row} | " + " | ".join(str(counts[row, column] or "") for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def share(hits: list[bool]) -> str:
     interval = wilson(sum(hits), len(hits))
     return f"{sum(hits)}/{len(hits)} = {sum(hits) / len(hits):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
@@ -106,14 +163,18 @@ def share(hits: list[bool]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("draw", "agree"))
+    parser.add_argument("what", choices=("draw", "agree", "modes"))
     parser.add_argument("file", type=Path)
     parser.add_argument("targets", nargs="+")
     parser.add_argument("--benchmark", action="append", default=[], metavar="NAME=COUNT")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--judge", action="append", metavar="NAME", help="modes: refusal and modes where not given")
     options = parser.parse_args()
     if options.what == "agree":
         return agree(options.file, options.targets)
+    if options.what == "modes":
+        confusion(options.file, options.targets, options.judge or ["refusal", "modes"])
+        return 0
     counts = {name: int(count) for name, count in (item.split("=") for item in options.benchmark)}
     draw(options.file, options.targets, counts, options.seed)
     return 0
