@@ -145,12 +145,17 @@ def check(
 
 
 @app.command()
-def get(names: list[str] = typer.Argument(help="Names of `safeserve data list`."), as_json: bool = JSON) -> None:
-    """Fetch sources into the cache, each pinned by revision or sha256."""
+def get(
+    names: list[str] = typer.Argument(help="Names of `safeserve data list`."),
+    root: Path | None = typer.Option(None, "--root", help="Put the files into this folder of public data instead."),
+    as_json: bool = JSON,
+) -> None:
+    """Fetch sources into the cache (or a folder), each pinned by revision or sha256."""
     from safeserve.data.catalogue import get_source
-    from safeserve.data.fetching import locate
+    from safeserve.data.fetching import fetch_into, locate
 
-    paths = {name: str(locate(get_source(name))) for name in names}
+    sources = {name: get_source(name) for name in names}
+    paths = {name: str(fetch_into(each, root) if root else locate(each)) for name, each in sources.items()}
     if as_json:
         print_json(paths)
         return

@@ -18,6 +18,10 @@ def evaluate(
     root: str | None = typer.Option(None, "--root", envvar="SAFESERVE_DATA_ROOT", help="Folder with public data."),
     template: str | None = typer.Option(None, "--template", help="alpaca or chatml, for a base model."),
     judge: list[str] = typer.Option(None, "--judge", help="Judges to use; may be repeated."),
+    skip_missing: bool = typer.Option(False, "--skip-missing", help="Leave out sets that cannot be reached."),
+    max_new_tokens: int | None = typer.Option(
+        None, "--max-new-tokens", min=1, help="Longest answer; a benchmark's own limit holds where it is shorter."
+    ),
     server: str | None = typer.Option(None, "--server", help="URL of an OpenAI-compatible server that serves MODEL."),
     api_key_env: str | None = typer.Option(None, "--api-key-env", help="Variable with the server's key."),
     name: str | None = NAME,
@@ -29,11 +33,14 @@ def evaluate(
     as_json: bool = JSON,
 ) -> None:
     """Measure one model on a suite: safety, over-refusal and helpfulness, with intervals."""
-    from safeserve.pipeline.recipe import parse_recipe
+    from safeserve.evaluation.benchmarks import default_judges
+    from safeserve.evaluation.benchmarks import suite as benchmarks_of
+    from safeserve.pipeline.recipe import EvaluateOptions, parse_recipe
 
-    options = {"models": ["base"], "suite": suite, "limit": limit}
-    if judge:
-        options["judges"] = judge
+    options: dict[str, Any] = {"models": ["base"], "suite": suite, "limit": limit, "skip_missing": skip_missing}
+    options["judges"] = judge or default_judges(benchmarks_of(suite), EvaluateOptions.model_fields["judges"].default)
+    if max_new_tokens is not None:
+        options["sampling"] = {"max_new_tokens": max_new_tokens}
     tree: dict[str, Any] = {"model": model, "template": template, "data": {"root": root}, "evaluate": options}
     if server is not None:
         tree["server"] = {"base_url": server, "api_key_env": api_key_env}

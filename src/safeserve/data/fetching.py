@@ -31,9 +31,10 @@ def locate(source: Source, root: Path | None = None) -> Path:
             raise UserError(f"data.root: {root} is not a folder. Pass the folder that holds your data: data.root=PATH.")
         path = root / source.local
         if not path.is_file():
+            fetchable = f", or fetch it there: safeserve data get {source.name} --root {root}" if source.remote else ""
             raise UserError(
                 f'data "{source.name}": {path} does not exist. Put the file there, point data.root=PATH at the folder '
-                f"that holds {source.local}, or leave data.root out to fetch it."
+                f"that holds {source.local}{fetchable}."
             )
         return path
     if source.remote is None:
@@ -56,6 +57,28 @@ def fetch(source: Source) -> Path:
     if isinstance(source.remote, WebFile):
         return _from_web(source, source.remote)
     raise UserError(f'data "{source.name}": nothing to fetch.')
+
+
+def fetch_into(source: Source, root: Path) -> Path:
+    """Fetch a source's file and put it below ``root`` where :func:`locate` looks; what is there already is kept.
+
+    Raises:
+        UserError: no public address, or one whose file has another format than the one expected below a root.
+        EnvironmentFault: the fetch failed, or the folder cannot be written.
+    """
+    path = root / source.local
+    if path.is_file():
+        return path
+    if source.remote is None:
+        raise UserError(f'data "{source.name}": no public address is pinned for it. Put your file at {path}.')
+    fetched = fetch(source)
+    if fetched.suffixes[-1:] != path.suffixes[-1:]:
+        raise UserError(
+            f'data "{source.name}": what is published ({fetched.name}) is not the file {source.local}. '
+            "Leave --root out; without data.root the published file is used."
+        )
+    write_bytes(path, fetched.read_bytes())
+    return path
 
 
 def _remedy(source: Source) -> str:

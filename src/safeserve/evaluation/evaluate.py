@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.records import Prompt
-from safeserve.evaluation.benchmarks import Benchmark
+from safeserve.evaluation.benchmarks import Benchmark, LeftOut, find_benchmark
 from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
@@ -29,17 +30,20 @@ def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> di
     made = {name: make_judge(name) for name in judges}
     for benchmark in benchmarks:
         if not any(meant_for(spec, judge, benchmark) for spec, judge in made.items()):
+            fitting = (*(("modes",) if benchmark.general else ()), *benchmark.judges)
             raise UserError(
-                f"judges: none of {', '.join(judges) or '(none)'} is for {benchmark.name}. "
-                f"Add {' or '.join(('modes', *benchmark.judges))}."
+                f"judges: none of {', '.join(judges) or '(none)'} is for {benchmark.name}. Add {' or '.join(fitting)}."
             )
     return made
 
 
 def meant_for(spec: str, judge: Judge, benchmark: Benchmark) -> bool:
-    """Whether a judge scores a benchmark: general ones and your own score all, others where it declares them."""
+    """Whether a judge scores a benchmark.
+
+    Your own scores all, general ones where free text is answered, others where the benchmark declares them.
+    """
     group = family(judge.name)
-    return is_own(spec) or group in GENERAL or group in benchmark.judges
+    return is_own(spec) or (benchmark.general and group in GENERAL) or group in benchmark.judges
 
 
 def judge_benchmark(
@@ -90,6 +94,7 @@ def evaluate(
     folder: Path,
     suite: str,
     quiet: bool = False,
+    left_out: Sequence[LeftOut] = (),
 ) -> dict[str, Any]:
     """Generate, judge and summarise every benchmark; writes and returns ``summary.json``.
 
@@ -99,19 +104,29 @@ def evaluate(
         sampling: decoding; each benchmark's own ``max_new_tokens`` caps the length.
         judges: judges by name; see :func:`meant_for` for which benchmark each one scores.
         folder: ``evals/MODEL``.
+        left_out: benchmarks of the suite that could not be measured; kept in the summary.
+
+    Raises:
+        UserError: no judge for a benchmark, or one that needs likelihoods under an engine that has none.
     """
     made = require_judges(benchmarks, judges)
+    engines = {
+        benchmark: _chooser(engine, benchmark) if benchmark.by_likelihood else engine for benchmark in benchmarks
+    }
+    identities = {judge.name: judge.identity for judge in made.values()}
     parts: dict[str, Any] = {}
     for benchmark, prompts in benchmarks.items():
         own = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, benchmark.max_new_tokens)})
+        if benchmark.by_likelihood:
+            own = own.model_copy(update={"n": 1})  # the same for every sample
         target = folder / benchmark.name
-        completions = generate_to(engine, prompts, own, target, f"{name} on {benchmark.name}", quiet)
+        completions = generate_to(engines[benchmark], prompts, own, target, f"{name} on {benchmark.name}", quiet)
         scores = {
             judge.name: judge_benchmark(judge, prompts, completions, target)
             for spec, judge in made.items()
             if meant_for(spec, judge, benchmark)
         }
-        part = summarise(prompts, completions, scores)
+        part = summarise(prompts, completions, scores, identities)
         parts[benchmark.name] = {"max_new_tokens": own.max_new_tokens, **part}
     summary = {
         "model": name,
@@ -120,12 +135,23 @@ def evaluate(
         "suite": suite,
         "sampling": sampling.model_dump(),
         "dtype": engine.dtype,
-        "judges": {judge.name: judge.identity for judge in made.values()},
+        "judges": identities,
         "provisional": by_rules_alone(judge.name for judge in made.values()),
+        "left_out": [asdict(gap) for gap in left_out],
         "benchmarks": parts,
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _chooser(engine: WaveEngine, benchmark: Benchmark) -> WaveEngine:
+    """An engine that picks the most likely choice."""
+    from safeserve.generation.choices import ChoiceEngine
+    from safeserve.generation.local import LocalEngine
+
+    if not isinstance(engine, LocalEngine):
+        raise UserError(f"{benchmark.name}: needs the likelihood of a given text, which only a local model tells.")
+    return ChoiceEngine(engine.loaded)
 
 
 def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
@@ -136,15 +162,18 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
     """
     found = read_eval(folder)
     made = [make_judge(name) for name in judges]
+    identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made}}
     parts: dict[str, Any] = {}
     for name, part in found.benchmarks.items():
         prompts, completions = list(part.prompts.values()), list(part.completions.values())
         scores = dict(part.scores)
-        for judge in made:
+        known = find_benchmark(name)
+        for spec, judge in zip(judges, made, strict=True):
+            if known is not None and not meant_for(spec, judge, known):
+                continue
             if any(applies(judge.name, prompt) for prompt in prompts):
                 scores[judge.name] = judge_benchmark(judge, prompts, completions, folder / name)
-        parts[name] = {**_decoding(found.meta, name), **summarise(prompts, completions, scores)}
-    identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made}}
+        parts[name] = {**_decoding(found.meta, name), **summarise(prompts, completions, scores, identities)}
     summary = {
         **found.meta,
         "model": found.model,

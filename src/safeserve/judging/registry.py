@@ -21,6 +21,8 @@ KINDS: dict[str, str] = {
     "refusal": "safeserve.judging.modes:RefusalJudge",
     "modes": "safeserve.judging.combined:ModesJudge",
     "short_answer": "safeserve.judging.reference_metrics:ShortAnswerJudge",
+    "exact_match": "safeserve.judging.exact_match:ExactMatchJudge",
+    "ifeval": "safeserve.judging.ifeval:IfevalJudge",
     "llama_guard": "safeserve.judging.hub_guards:LlamaGuard",
     "wildguard": "safeserve.judging.hub_guards:WildGuard",
     "shieldgemma": "safeserve.judging.hub_guards:ShieldGemma",

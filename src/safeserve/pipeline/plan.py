@@ -7,7 +7,7 @@ from typing import Any
 
 from safeserve.core.runs import DONE
 from safeserve.data.records import Prompt
-from safeserve.evaluation.benchmarks import load_benchmark, suite
+from safeserve.evaluation.benchmarks import load_suite
 from safeserve.pipeline.recipe import OWN_PAIRS, DpoStage, Recipe, SitStage
 from safeserve.pipeline.rows import Sources, own_pair_rows, public_pairs, sit_rows
 
@@ -19,8 +19,8 @@ def plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     evaluated: list[Prompt] = []
     if recipe.evaluate:
         options = recipe.evaluate
-        for benchmark in suite(options.suite):
-            rows, _ = load_benchmark(benchmark, recipe.data.root, options.limit)
+        loaded = load_suite(options.suite, recipe.data.root, options.limit, options.skip_missing)
+        for benchmark, rows in loaded.prompts.items():
             evaluated += rows
             prompts.append((len(rows), min(benchmark.max_new_tokens, options.sampling.max_new_tokens)))
     for name in ("base", *recipe.train):

@@ -93,6 +93,8 @@ class EvaluateOptions(Options):
     """Judges by name, or module:object for your own."""
     limit: int | None = Field(None, ge=1)
     """At most this many prompts a benchmark, spread over its categories."""
+    skip_missing: bool = False
+    """Leave out benchmarks whose data cannot be reached, and say so, instead of stopping."""
     sampling: Sampling = Sampling()
     """Decoding, the same for every model."""
 
@@ -161,16 +163,12 @@ def header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply ``key=value`` overrides, check everything.
-
-    Args:
-        overrides: dotted keys, values as YAML: ``train.dpo.beta=0.2``.
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a YAML file, with ``key=value`` overrides applied.
 
     Raises:
-        UserError: with file, key and remedy.
+        UserError: with file, line or override and remedy.
     """
-    path = find_recipe(name)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -184,6 +182,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: a recipe holds keys and values, found {type(tree).__name__}.")
     for override in overrides:
         _override(tree, override)
+    return tree
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply ``key=value`` overrides, check everything.
+
+    Args:
+        overrides: dotted keys, values as YAML: ``train.dpo.beta=0.2``.
+
+    Raises:
+        UserError: with file, key and remedy.
+    """
+    path = find_recipe(name)
+    tree = read_tree(path, overrides)
     if root := os.environ.get("SAFESERVE_DATA_ROOT"):
         if tree.get("data") is None:  # also where the recipe has the key without a value
             tree["data"] = {}

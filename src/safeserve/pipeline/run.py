@@ -17,7 +17,7 @@ from safeserve.core.errors import UserError
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import Stage, lock, read_json, write_json, write_text
 from safeserve.data.records import Demonstration, Prompt
-from safeserve.evaluation.benchmarks import Benchmark, load_benchmark, suite
+from safeserve.evaluation.benchmarks import Benchmark, LeftOut, load_suite
 from safeserve.evaluation.compare import compare
 from safeserve.evaluation.evaluate import evaluate
 from safeserve.evaluation.folder import read_eval
@@ -71,6 +71,7 @@ class Run:
         self._hashes: dict[str, str] = {}
         self._prompts: dict[Benchmark, list[Prompt]] = {}
         self._benchmark_ids: dict[str, str] = {}
+        self._left_out: tuple[LeftOut, ...] = ()
         self._data: dict[str, Any] = {}
         self._loaded: tuple[tuple[str, str | None], LoadedModel] | None = None
         self.outcome = Outcome(folder)
@@ -251,16 +252,19 @@ class Run:
         options = self.recipe.evaluate
         if options is None:
             return
-        for benchmark in suite(options.suite):
-            prompts, identity = load_benchmark(benchmark, self.recipe.data.root, options.limit)
-            self._prompts[benchmark] = prompts
-            self._benchmark_ids[benchmark.name] = identity
+        loaded = load_suite(options.suite, self.recipe.data.root, options.limit, options.skip_missing)
+        self._prompts, self._benchmark_ids = loaded.prompts, loaded.identities
+        self._left_out = loaded.left_out
+        for note in loaded.notes:
+            self._say(note)
 
     def _evaluate(self, name: str) -> None:
         options = self.recipe.evaluate
         assert options is not None
         inputs = {
-            "evaluate.suite": [[b.name, b.source, b.judges, b.label, b.max_new_tokens] for b in self._prompts],
+            "evaluate.suite": [
+                [b.name, b.source, b.judges, b.label, b.max_new_tokens, b.by_likelihood] for b in self._prompts
+            ],
             "evaluate.judges": [[judge, make_judge(judge).identity] for judge in options.judges],
             "evaluate.limit": options.limit,
             "evaluate.sampling": options.sampling.model_dump(),
@@ -281,7 +285,15 @@ class Run:
 
         def work() -> dict[str, Any]:
             return evaluate(
-                self._engine(name), name, self._prompts, sampling, options.judges, target, options.suite, self.quiet
+                self._engine(name),
+                name,
+                self._prompts,
+                sampling,
+                options.judges,
+                target,
+                options.suite,
+                self.quiet,
+                self._left_out,
             )
 
         self.outcome.summaries[name] = self._timed(f"evaluate {name}", work)

@@ -210,7 +210,9 @@ def hygiene_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing the numbers; never hidden, empty when there is nothing to say."""
     unscored: list[str] = []
     above: dict[str, list[str]] = {name: [] for name, _, _ in _CEILINGS}
+    left_out: list[Mapping[str, str]] = []
     for model, summary in summaries.items():
+        left_out += [gap for gap in summary.get("left_out", ()) if gap not in left_out]
         for benchmark, part in summary.get("benchmarks", {}).items():
             for judge, judged in part["judges"].items():
                 if judged["n_unscored"]:
@@ -224,7 +226,13 @@ def hygiene_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     notes = [f"{meaning}: {', '.join(above[name])}." for name, _, meaning in _CEILINGS if above[name]]
     if any(is_provisional(summary) for summary in summaries.values()):
         notes.append(PROVISIONAL)
-    return unscored + notes
+    return _left_out_note(left_out) + unscored + notes
+
+
+def _left_out_note(gaps: Sequence[Mapping[str, str]]) -> list[str]:
+    """One note that names the benchmarks without data; why, each one's reason in summary.json tells."""
+    names = ", ".join(f"{gap['benchmark']} ({gap['source']})" for gap in gaps)
+    return [f"Left out, because the data are not at hand: {names}. See: safeserve data list."] if gaps else []
 
 
 def is_provisional(content: Mapping[str, Any]) -> bool:
