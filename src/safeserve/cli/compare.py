@@ -7,12 +7,18 @@ from pathlib import Path
 import typer
 
 from safeserve.cli.common import next_commands, print_json
+from safeserve.cli.foreign import BENCHMARK, JUDGE, LABEL, MAP, foreign_options
 from safeserve.core.errors import UserError
 
 
 def compare(
-    a: str = typer.Argument(help="Before: RUN:MODEL, or an evals/MODEL folder."),
-    b: str = typer.Argument(help="After: RUN:MODEL, or an evals/MODEL folder."),
+    a: str = typer.Argument(help="Before: RUN:MODEL, an evals/MODEL folder, or foreign completions: [NAME=]FILE."),
+    b: str = typer.Argument(help="After: the same."),
+    mapping: list[str] = MAP,
+    label: str | None = LABEL,
+    benchmark: str | None = BENCHMARK,
+    judge: list[str] = JUDGE,
+    force: bool = typer.Option(False, "--force", help="In spite of other decoding or another version of a judge."),
     every: bool = typer.Option(False, "--all-metrics", help="Also cut off and repetitive answers."),
     markdown: bool = typer.Option(False, "--markdown", help="Print the table as Markdown."),
     out: Path | None = typer.Option(None, "--out", help="Also write the comparison to this JSON file."),
@@ -23,12 +29,12 @@ def compare(
     """Compare two models on the same prompts: differences with intervals, answers fixed and broken, exact tests."""
     from safeserve.core.runs import write_json
     from safeserve.evaluation.compare import compare as compare_evals
-    from safeserve.evaluation.folder import find_eval, read_eval
+    from safeserve.evaluation.foreign import read_sides
 
     if null_test and win_rate is None:
         raise UserError("--null-test: tests the judge of --win-rate. Give that too.")
-    before, after = read_eval(find_eval(a)), read_eval(find_eval(b))
-    result = compare_evals(before, after)
+    before, after = read_sides(a, b, foreign_options(mapping, label, benchmark, judge))
+    result = compare_evals(before, after, force)
     if win_rate is not None:
         from safeserve.evaluation.win_rate import add_win_rates
 

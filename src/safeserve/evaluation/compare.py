@@ -11,13 +11,13 @@ from typing import Any
 from safeserve.core.clustered import clustered_paired_difference, clustered_paired_mean, clustered_paired_p
 from safeserve.core.errors import UserError
 from safeserve.core.statistics import holm
+from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
+from safeserve.evaluation.hygiene import check_side
+from safeserve.evaluation.hygiene_pairs import check_pair, other_decoding, other_judges
 from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
 from safeserve.evaluation.summary import BOOTSTRAP_SEED, rate
 from safeserve.judging.registry import by_rules_alone
-
-# Decides which random draw is seen, not how it is drawn: two seeds of one decoding may be compared.
-_DRAW_ONLY = ("seed", "iteration")
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,22 @@ class PairedKeys:
         return self.missing / total if total else 0.0
 
 
-def compare(a: EvalFolder, b: EvalFolder) -> dict[str, Any]:
+def compare(a: EvalFolder, b: EvalFolder, force: bool = False) -> dict[str, Any]:
     """The content of ``compare/A--B.json``: ``b`` against ``a``, over the samples scored on both sides.
 
     ``difference`` is b − a with Newcombe's paired interval, ``fixed`` counts samples that got better, ``broken``
     those that got worse (a refusal of a harmful prompt counts as better), ``p`` is exact McNemar and ``p_holm`` the
     same corrected over the benchmarks. A mean has a bootstrap interval, the p-value of a sign-flip permutation test
-    and nothing fixed or broken. ``notes`` states what a reader must know before believing the numbers.
+    and nothing fixed or broken. ``notes`` states what a reader must know before believing the numbers,
+    ``findings`` what the hygiene rules found on either side and between them.
+
+    Args:
+        force: compare in spite of other decoding or another version of a judge; the findings then say so.
 
     Raises:
         UserError: see :func:`require_comparable`; or no benchmark or no judge in common.
     """
-    notes = require_comparable(a, b)
+    notes = require_comparable(a, b, force)
     result: dict[str, dict[str, Any]] = {}
     for name in (name for name in a.benchmarks if name in b.benchmarks):
         one, two = a.benchmarks[name], b.benchmarks[name]
@@ -58,14 +62,28 @@ def compare(a: EvalFolder, b: EvalFolder) -> dict[str, Any]:
         )
     _correct_over_benchmarks(result)
     provisional = any(by_rules_alone(part["judge"]) for part in result.values())
-    return {"a": a.model, "b": b.model, "benchmarks": result, "provisional": provisional, "notes": notes}
+    return {
+        "a": a.model,
+        "b": b.model,
+        "benchmarks": result,
+        "provisional": provisional,
+        "notes": notes,
+        "findings": [finding.to_json() for finding in findings_between(a, b)],
+    }
 
 
-def require_comparable(a: EvalFolder, b: EvalFolder) -> list[str]:
+def findings_between(a: EvalFolder, b: EvalFolder) -> list[Finding]:
+    """Every hygiene rule, on each side and on both together; the worst first."""
+    pair = [*other_judges(a, b), *other_decoding(a, b), *check_pair(a, b)]
+    return worst_first([*pair, *check_side(a), *check_side(b)])
+
+
+def require_comparable(a: EvalFolder, b: EvalFolder, force: bool = False) -> list[str]:
     """Refuse what must not be compared; returns notes on what cannot be checked because it was not recorded.
 
     Raises:
-        UserError: no benchmark in common, another prompt under the same id, other decoding, another judge.
+        UserError: no benchmark in common, another prompt under the same id; and unless ``force``, other decoding or
+            another version of a judge.
     """
     shared = [name for name in a.benchmarks if name in b.benchmarks]
     if not shared:
@@ -81,10 +99,11 @@ def require_comparable(a: EvalFolder, b: EvalFolder) -> list[str]:
     ]
     for name in shared:
         _same_prompts(name, a, b)
-    notes += _same_sampling(a, b)
-    for name in shared:
-        _same_length(name, a, b)
-    return notes + _same_judges(a, b, shared)
+    for finding in (*other_decoding(a, b), *other_judges(a, b)):
+        if finding.severity == "error" and not force:
+            raise UserError(finding.message)
+        notes.append(finding.message)
+    return notes
 
 
 def paired_keys(judge: str, a: BenchmarkEval, b: BenchmarkEval) -> PairedKeys:
@@ -199,46 +218,3 @@ def _same_prompts(name: str, a: EvalFolder, b: EvalFolder) -> None:
                     f'{name}: id "{prompt_id}" has other {part} in {a.path} than in {b.path}. '
                     "These are different prompts; evaluate one of the models again."
                 )
-
-
-def _same_sampling(a: EvalFolder, b: EvalFolder) -> list[str]:
-    if a.sampling is None or b.sampling is None:
-        unknown = " and ".join(side.model for side in (a, b) if side.sampling is None)
-        return [f"How {unknown} was decoded is not recorded, so equal decoding could not be checked."]
-    mine, theirs = dict(a.sampling), dict(b.sampling)
-    changed = [
-        f"{key} {mine.get(key)} and {theirs.get(key)}"
-        for key in sorted({*mine, *theirs} - set(_DRAW_ONLY))
-        if mine.get(key) != theirs.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{a.path} and {b.path} were decoded differently ({'; '.join(changed)}). "
-            "The difference would be of decoding, not of the model; evaluate one again with the other's settings."
-        )
-    return []
-
-
-def _same_length(name: str, a: EvalFolder, b: EvalFolder) -> None:
-    """A benchmark may cap the answer's length itself, and the cap may change from one version to the next."""
-    mine, theirs = (side.meta.get("benchmarks", {}).get(name, {}).get("max_new_tokens") for side in (a, b))
-    if mine is not None and theirs is not None and mine != theirs:
-        raise UserError(
-            f"{name}: answers of at most {mine} tokens in {a.path} and {theirs} in {b.path}. "
-            "The difference would be of decoding, not of the model; evaluate one again."
-        )
-
-
-def _same_judges(a: EvalFolder, b: EvalFolder, shared: Iterable[str]) -> list[str]:
-    used = sorted({j for name in shared for j in a.benchmarks[name].scores if j in b.benchmarks[name].scores})
-    notes = []
-    for judge in used:
-        mine, theirs = a.judge_identities.get(judge), b.judge_identities.get(judge)
-        if mine is None or theirs is None:
-            notes.append(f"The version of judge {judge} is not recorded on both sides, so it could not be checked.")
-        elif mine != theirs:
-            raise UserError(
-                f'judge "{judge}" was another version in {a.path} ({mine}) than in {b.path} ({theirs}). '
-                "Run `safeserve score` on both with the same version."
-            )
-    return notes

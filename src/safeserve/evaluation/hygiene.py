@@ -21,6 +21,7 @@ from safeserve.evaluation.metrics import applies, metrics_for, why_unscored
 from safeserve.generation.engine import Completion
 from safeserve.judging.quality import is_degenerate, is_empty, is_repetitive
 from safeserve.judging.registry import GENERAL, family
+from safeserve.judging.text import normalise, words
 
 TRUNCATED = 0.10
 LEAKED = 0.02
@@ -31,6 +32,9 @@ FEWEST = 10
 """Answers below which a share of them is no finding."""
 NEAR_TRAINING = 0.5
 """Word 3-gram Jaccard from which two prompts are the same question (as in the filter before training)."""
+REPEATED = 0.30
+"""Share of an answer's word 4-grams that stood in it before, from which it goes round in circles. Of 3,055 answers of
+capable models (XSTest's five, AlpacaEval's) 0.4 % do, of the paper's untuned I-CoNa answers 27 of 178."""
 _TEMPLATE = re.compile(
     r"<\|[a-z_]+\|>|<</?SYS>>|\[/?INST\]|<(?:start|end)_of_turn>|^#{2,} ?(?:instruction|response|input)\b",
     re.IGNORECASE | re.MULTILINE,
@@ -202,7 +206,11 @@ def degenerate_text(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     broken = [key for key, completion in part.completions.items() if _is_broken(completion)]
     if _share_exceeds(broken, part, DEGENERATE):
         yield Finding(
-            "H13", "warning", where, f"{_of(broken, part)} answers are empty, loop or break up.", _names(broken)
+            "H13",
+            "warning",
+            where,
+            f"{_of(broken, part)} answers are empty, go round in circles or are no language.",
+            _names(broken),
         )
 
 
@@ -223,7 +231,15 @@ def edges(part: BenchmarkEval, where: str) -> Iterator[Finding]:
 
 def _is_broken(completion: Completion) -> bool:
     text = completion.text
-    return completion.finish_reason != "error" and (is_empty(text) or is_degenerate(text) or is_repetitive(text))
+    broken = is_empty(text) or is_degenerate(text) or is_repetitive(text) or repeats_itself(text)
+    return completion.finish_reason != "error" and broken
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether an answer of 40 words or more says 3 in 10 of its word 4-grams again."""
+    said = words(normalise(text))
+    grams = list(zip(said, said[1:], said[2:], said[3:], strict=False))
+    return len(said) >= 40 and len(set(grams)) < (1 - REPEATED) * len(grams)
 
 
 def _share_exceeds(keys: Sequence[Key], part: BenchmarkEval, ceiling: float) -> bool:
