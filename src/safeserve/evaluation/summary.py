@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from safeserve.core.clustered import clustered_mean, clustered_rate
+from safeserve.core.agreement import Known, rogan_gladen
+from safeserve.core.clustered import clustered_mean, clustered_rate, effective_size
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key, find_eval, find_run, read_eval
 from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
 from safeserve.generation.engine import Completion
+from safeserve.judging.calibration_store import in_use
 from safeserve.judging.judge import Score
 
 __all__ = ["BenchmarkEval", "EvalFolder", "Key", "find_eval", "find_run", "read_eval", "summarise"]
@@ -25,6 +27,7 @@ def summarise(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     scores_by_judge: Mapping[str, Mapping[Key, Score]],
+    identities: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One benchmark's part of summary.json.
 
@@ -36,6 +39,7 @@ def summarise(
         prompts: all of one label.
         completions: every sample of every prompt.
         scores_by_judge: judge name to scores keyed by (id, k).
+        identities: judge name to identity; rates of a judge with a calibration in use are also shown corrected.
 
     Raises:
         EvidenceError: no completions, or no scores.
@@ -58,7 +62,7 @@ def summarise(
         "label": label,
         "n": len(completions),
         "judges": {
-            judge: _summarise_judge(name, judge, label, by_id, completions, scores)
+            judge: _summarise_judge(name, judge, label, by_id, completions, scores, (identities or {}).get(judge))
             for judge, scores in scores_by_judge.items()
         },
     }
@@ -97,6 +101,32 @@ def measure(metric: Metric, scored: Sequence[tuple[str, Score]]) -> dict[str, An
     return rate((metric.holds(score) for _, score in scored), clusters)
 
 
+def corrected(metric: Metric, scored: Sequence[tuple[str, Score]], identity: str | None) -> dict[str, Any]:
+    """``{"corrected": ...}``: a share corrected for the errors that the judge's calibration in use has shown.
+
+    Holds rate and ci95 (both None with a ``reason`` where the judge is no better than chance on its labels),
+    sensitivity, specificity and the labels' name. Empty without such a calibration.
+    """
+    known = in_use(identity, metric.corrects) if identity and metric.corrects and scored else None
+    if known is None or known["sensitivity"] is None or known["specificity"] is None:
+        return {}
+    hits = [metric.holds(score) for _, score in scored]
+    size = effective_size(hits, [prompt_id for prompt_id, _ in scored])
+    share = sum(hits) / len(hits)
+    positive = share if metric.counts == "positive" else 1 - share
+    shown = {side: known[side]["value"] for side in ("sensitivity", "specificity")}
+    sides = (Known(known[side]["value"], known[side]["n_effective"]) for side in shown)
+    result: dict[str, Any] = {"rate": None, "ci95": None, **shown, "labels": known["labels"]}
+    try:
+        rate_of_positive, interval = rogan_gladen(positive, size, *sides)
+    except ValueError as error:
+        return {"corrected": {**result, "reason": str(error)}}
+    bounds = [interval.low, interval.high]
+    if metric.counts == "negative":
+        rate_of_positive, bounds = 1 - rate_of_positive, [1 - interval.high, 1 - interval.low]
+    return {"corrected": {**result, "rate": rate_of_positive, "ci95": bounds}}
+
+
 def _summarise_judge(
     name: str,
     judge: str,
@@ -104,6 +134,7 @@ def _summarise_judge(
     prompts: Mapping[str, Prompt],
     completions: Sequence[Completion],
     scores: Mapping[Key, Score],
+    identity: str | None,
 ) -> dict[str, Any]:
     counted: list[tuple[str, Score]] = []
     by_category: dict[str, list[tuple[str, Score]]] = defaultdict(list)
@@ -131,7 +162,9 @@ def _summarise_judge(
         "n_scored": len(counted),
         "n_unscored": sum(reasons.values()),
         "n_not_applicable": not_applicable,
-        "metrics": {metric.name: measure(metric, counted) for metric in metrics},
+        "metrics": {
+            metric.name: {**measure(metric, counted), **corrected(metric, counted, identity)} for metric in metrics
+        },
         "by_category": {
             category: {metric.name: measure(metric, by_category[category]) for metric in metrics}
             for category in sorted(by_category)
