@@ -59,20 +59,21 @@ def evaluate(
         from safeserve.report.tables import print_summary
 
         print_summary(summary)
-    next_commands(f"safeserve compare {folder}:base OTHER_RUN:MODEL", f"safeserve score {folder}:base --judge refusal")
+    next_commands(f"safeserve compare {folder}:base OTHER_RUN:MODEL", f"safeserve score {folder}:base --judge JUDGE")
 
 
 def score(
     target: str = typer.Argument(help="RUN:MODEL, or an evals/MODEL folder."),
-    judge: list[str] = typer.Option(["refusal", "short_answer"], "--judge", help="Judges; may be repeated."),
+    judge: list[str] = typer.Option(None, "--judge", help="Judges; may be repeated. The usual ones when not given."),
     as_json: bool = JSON,
 ) -> None:
     """Judge what a model answered, again or by another judge, without generating anything."""
     from safeserve.evaluation.evaluate import rescore
     from safeserve.evaluation.folder import find_eval
+    from safeserve.judging.registry import DEFAULT_JUDGES
 
     folder = find_eval(target)
-    summary = rescore(folder, judge)
+    summary = rescore(folder, judge or DEFAULT_JUDGES)
     if as_json:
         print_json(summary)
     else:

@@ -29,7 +29,7 @@ from safeserve.core.statistics import paired_difference, wilson
 from safeserve.evaluation.compare import paired_keys, require_comparable
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
 from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric, why_unscored
-from safeserve.judging.registry import family
+from safeserve.judging.registry import DEFAULT_JUDGES, family
 
 Outcome = Literal["pass", "fail", "no_verdict"]
 EXIT_CODES: Mapping[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "no_verdict": EXIT_EVIDENCE}
@@ -43,7 +43,7 @@ class Rule(Options):
     metric: str
     benchmark: str
     """A benchmark's name, or "all": every benchmark the metric is measured on, pooled."""
-    judge: str = "refusal"
+    judge: str = DEFAULT_JUDGES[0]
     at_least: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     """The lower 95 % bound of the candidate's rate must reach this."""
     at_most: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)

@@ -37,6 +37,9 @@ KINDS: dict[str, str] = {
 }
 """Kind to ``module:class``; loaded when asked for, because some bring a model along."""
 
+DEFAULT_JUDGES = ("refusal", "short_answer")
+"""Who judges unless a recipe or a command says otherwise; the first one's labels are response modes."""
+
 GENERAL = frozenset({"refusal", "modes", "guard", "reward", "perplexity"})
 """Families that can judge any answer; the others only where a benchmark declares them."""
 

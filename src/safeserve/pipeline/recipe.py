@@ -16,6 +16,7 @@ from safeserve.core.options import Options
 from safeserve.evaluation.benchmarks import suite
 from safeserve.generation.engine import Sampling
 from safeserve.generation.llm_client import ServerOptions
+from safeserve.judging.registry import DEFAULT_JUDGES
 from safeserve.models.embedded import NAME as EMBEDDED
 from safeserve.models.loading import DtypeName
 from safeserve.training.options import DpoOptions, SitOptions
@@ -89,7 +90,7 @@ class EvaluateOptions(Options):
     """base and names of training stages."""
     suite: str = "starter"
     """Name of a suite, or several joined by +."""
-    judges: tuple[str, ...] = ("refusal", "short_answer")
+    judges: tuple[str, ...] = DEFAULT_JUDGES
     """Judges by name, or module:object for your own."""
     limit: int | None = Field(None, ge=1)
     """At most this many prompts a benchmark, spread over its categories."""
