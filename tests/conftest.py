@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +179,95 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+class ChatServer:
+    """A local OpenAI-compatible server made of a function; remembers what it was sent and fails as told.
+
+    Args:
+        answer: from the request's body to the text of the answer.
+        fail: statuses for the first requests, or a function from the body to a status (None: no failure).
+        raw: bytes to send with 200 instead of an answer.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[dict[str, Any]], str],
+        fail: list[int] | Callable[[dict[str, Any]], int | None] | None = None,
+        finish: str = "stop",
+        models: tuple[str, ...] | list[str] = (),
+        raw: bytes | None = None,
+        retry_after: str | None = None,
+    ) -> None:
+        self.answer, self.fail, self.finish, self.models, self.raw = answer, fail, finish, models, raw
+        self.retry_after = retry_after
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in outer.models]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                outer.bodies.append(body)
+                outer.headers.append({key.lower(): value for key, value in self.headers.items()})
+                status = outer.status(body)
+                self.reply(status, outer.content(body) if status == 200 else {"error": {"message": "made to fail"}})
+
+            def reply(self, status: int, content: Any) -> None:
+                data = outer.raw if outer.raw is not None else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json" if outer.raw is None else "text/html")
+                self.send_header("content-length", str(len(data)))
+                if status != 200 and outer.retry_after is not None:
+                    self.send_header("retry-after", outer.retry_after)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on the terminal."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def status(self, body: dict[str, Any]) -> int:
+        if isinstance(self.fail, list):
+            return self.fail.pop(0) if self.fail else 200
+        return (self.fail(body) if self.fail else None) or 200
+
+    def content(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.answer(body)}
+        return {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": self.finish, "message": message}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
+        }
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Callable[..., ChatServer]]:
+    """``chat_server(answer, ...)`` starts a :class:`ChatServer` on a free port."""
+    started: list[ChatServer] = []
+
+    def start(*given: Any, **options: Any) -> ChatServer:
+        started.append(ChatServer(*given, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

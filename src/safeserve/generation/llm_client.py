@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -296,7 +297,8 @@ class LlmClient:
             )
         if error.code == "insufficient_quota":
             raise EnvironmentFault(f"{options.base_url}: the account has no quota left ({said}).")
-        if error.status_code == 404 or (options.model in said and error.code != "context_length_exceeded"):
+        names_model = re.search(rf"(?<![\w./-]){re.escape(options.model)}(?![\w/-])", said) is not None
+        if error.status_code == 404 or (names_model and error.code != "context_length_exceeded"):
             known = await _models(client)
             raise UserError(
                 f'{options.base_url}: does not answer for model "{options.model}" ({said}).'
@@ -343,7 +345,8 @@ async def _models(client: Any) -> list[str]:
     import openai
 
     try:
-        return [model.id async for model in client.models.list()]
+        page = await client.models.list()  # the first page only: a server that ignores the cursor repeats it for ever
+        return [model.id for model in page.data]
     except (openai.APIError, AttributeError, TypeError, ValueError):
         return []
 
