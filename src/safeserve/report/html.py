@@ -20,6 +20,7 @@ from safeserve.report.guard_view import guard_views
 from safeserve.report.rows import (
     comparison_rows,
     corrected_text,
+    finding_notes,
     hygiene_notes,
     interval_text,
     main_judge,
@@ -234,7 +235,9 @@ def _plottable(row: Mapping[str, Any], key: str) -> bool:
 
 
 def _notes(run: ReportInput) -> list[str]:
-    notes = [*(run.comparison or {}).get("notes", ()), *hygiene_notes(run.summaries)]
+    comparison = run.comparison or {}
+    found = finding_notes(comparison, without=("H4", "H9", "H13"))  # the summaries say those for every model
+    notes = [*comparison.get("notes", ()), *found, *hygiene_notes(run.summaries)]
     if run.verdict and run.verdict["provisional"]:
         notes.append(PROVISIONAL)
     return list(dict.fromkeys(notes))

@@ -235,6 +235,16 @@ def _left_out_note(gaps: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"Left out, because the data are not at hand: {names}. See: safeserve data list."] if gaps else []
 
 
+def finding_notes(content: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
+    """What the hygiene rules found, worst first, without notes and without what the content's own notes say already."""
+    said = set(content.get("notes", ()))
+    return [
+        f"{one['severity']} {one['rule']}, {one['where']}: {one['message']}"
+        for one in content.get("findings", ())
+        if one["severity"] != "note" and one["rule"] not in without and one["message"] not in said
+    ]
+
+
 def is_provisional(content: Mapping[str, Any]) -> bool:
     """True unless a summary or comparison says that a guard has judged it: what is not recorded is provisional."""
     return bool(content.get("provisional", True))

@@ -15,6 +15,7 @@ from safeserve.evaluation.gate import Verdict
 from safeserve.evaluation.metrics import PROVISIONAL
 from safeserve.report.rows import (
     comparison_rows,
+    finding_notes,
     hygiene_notes,
     is_provisional,
     mode_shift_text,
@@ -74,7 +75,7 @@ def comparison_view(comparison: Mapping[str, Any], every: bool = False) -> Rende
     parts: list[RenderableType] = [table]
     if shifts:
         parts += [Text("Response modes", style="italic"), *(Padding(shift, (0, 0, 0, 2)) for shift in shifts)]
-    notes = list(comparison.get("notes", ()))
+    notes = [*comparison.get("notes", ()), *finding_notes(comparison)]
     if is_provisional(comparison):
         notes.append(PROVISIONAL)
     return Group(*parts, *_note_lines(notes))
@@ -120,7 +121,9 @@ def print_outcome(
 ) -> None:
     """Print what a run found: every comparison (one model alone: its rates), what limits them, then the verdict."""
     for comparison in comparisons.values():
-        print_comparison(comparison)
+        # hygiene_notes says these rules for every model, once
+        findings = [one for one in comparison.get("findings", ()) if one["rule"] not in ("H4", "H9", "H13")]
+        print_comparison({**comparison, "findings": findings})
     notes = [note for note in hygiene_notes(summaries) if note != PROVISIONAL]  # every comparison says that one itself
     if comparisons and notes:
         _print(Group(*_note_lines(notes)))
@@ -139,7 +142,7 @@ def comparison_markdown(comparison: Mapping[str, Any], every: bool = False) -> s
         (r.benchmark, r.metric, str(r.n), r.a, r.b, f"{r.difference} ({r.interval})", r.fixed_broken, r.p)
         for r in comparison_rows(comparison, every)
     ]
-    notes = list(comparison.get("notes", ()))
+    notes = [*comparison.get("notes", ()), *finding_notes(comparison)]
     if is_provisional(comparison):
         notes.append(PROVISIONAL)
     return _markdown(headings, rows, left=2) + "".join(f"\n{note}\n" for note in notes)
