@@ -14,7 +14,10 @@ from safeserve.core.errors import UserError
 
 def evaluate(
     model: str = typer.Argument(help="The embedded model's name, a model or adapter folder, or a hub id."),
-    suite: str = typer.Option("starter", "--suite", help="Suite, or several joined by +."),
+    suite: str | None = typer.Option(None, "--suite", help="Suite, or several joined by +. Default: starter."),
+    lm_eval: str | None = typer.Option(
+        None, "--lm-eval", help="Instead of a suite, tasks of lm-eval: boolq,piqa,openbookqa, or own YAML files."
+    ),
     root: str | None = typer.Option(None, "--root", envvar="SAFESERVE_DATA_ROOT", help="Folder with public data."),
     template: str | None = typer.Option(None, "--template", help="alpaca or chatml, for a base model."),
     judge: list[str] = typer.Option(None, "--judge", help="Judges to use; may be repeated."),
@@ -33,12 +36,19 @@ def evaluate(
     as_json: bool = JSON,
 ) -> None:
     """Measure one model on a suite: safety, over-refusal and helpfulness, with intervals."""
+    if lm_eval is not None:
+        if suite is not None or judge or server is not None:
+            raise UserError("--lm-eval: goes without --suite, --judge and --server. Run the suite by its own command.")
+        _capability(model, template, lm_eval, limit, out or RUNS / (name or f"lm-eval-{_stem(model)}"), as_json, quiet)
+        return
+    suite = suite or "starter"
     from safeserve.evaluation.benchmarks import default_judges
     from safeserve.evaluation.benchmarks import suite as benchmarks_of
-    from safeserve.pipeline.recipe import EvaluateOptions, parse_recipe
+    from safeserve.judging.registry import DEFAULT_JUDGES
+    from safeserve.pipeline.recipe import parse_recipe
 
     options: dict[str, Any] = {"models": ["base"], "suite": suite, "limit": limit, "skip_missing": skip_missing}
-    options["judges"] = judge or default_judges(benchmarks_of(suite), EvaluateOptions.model_fields["judges"].default)
+    options["judges"] = judge or default_judges(benchmarks_of(suite), DEFAULT_JUDGES)
     if max_new_tokens is not None:
         options["sampling"] = {"max_new_tokens": max_new_tokens}
     tree: dict[str, Any] = {"model": model, "template": template, "data": {"root": root}, "evaluate": options}
@@ -50,7 +60,7 @@ def evaluate(
     quiet_libraries()
     from safeserve.pipeline.run import Run
 
-    folder = out or RUNS / (name or f"eval-{Path(model).name.replace('@', '-')}-{suite}")
+    folder = out or RUNS / (name or f"eval-{_stem(model)}-{suite}")
     outcome = Run(recipe, folder, command=command_line(), redo=redo, quiet=quiet).execute()
     summary = outcome.summaries["base"]
     if as_json:
@@ -60,6 +70,39 @@ def evaluate(
 
         print_summary(summary)
     next_commands(f"safeserve compare {folder}:base OTHER_RUN:MODEL", f"safeserve score {folder}:base --judge JUDGE")
+
+
+def _stem(model: str) -> str:
+    """A model's name as part of a folder's."""
+    return Path(model).name.replace("@", "-")
+
+
+def _capability(
+    model: str, template: str | None, tasks: str, limit: int | None, folder: Path, as_json: bool, quiet: bool
+) -> None:
+    """Run lm-eval's tasks and keep its numbers in ``evals/base/lm_eval.json``."""
+    from safeserve.core.runs import write_json
+    from safeserve.evaluation.capability import run_lm_eval
+    from safeserve.models.loading import load
+
+    quiet_libraries()
+    loaded = load(model, template=template, quiet=quiet)
+    found = {
+        "model": model,
+        "identity": loaded.identity,
+        "limit": limit,
+        **run_lm_eval(loaded, tasks.split(","), limit),
+    }
+    path = folder / "evals" / "base" / "lm_eval.json"
+    write_json(path, found)
+    if as_json:
+        print_json(found)
+        return
+    for name, cells in found["tasks"].items():
+        numbers = "  ".join(f"{key} {value:.4f}" for key, value in cells.items() if isinstance(value, float))
+        print(f"{name}  n {cells['n']}  {numbers}")
+    print(f"Kept in {path}")
+    next_commands(f"safeserve eval {model} --suite multiple-choice")
 
 
 def score(

@@ -48,19 +48,20 @@ def boolq_prompt(row: Row) -> Prompt:
         raise RowError('no "answer" (true or false).')
     passage, question = row.text("passage"), row.text("question")
     asked = f"{passage}\n\nQuestion: {question}?\nAnswer with one word, yes or no."
-    context = f"{passage}\nQuestion: {question}?\nAnswer:"
+    context = f"{row.values['passage']}\nQuestion: {row.values['question']}?\nAnswer:"
     return _choice(row, asked, context, ("no", "yes"), ("no", "yes"), int(answer))
 
 
 def piqa_prompt(row: Row) -> Prompt:
     """PIQA: ``goal``, ``sol1``, ``sol2``, ``label`` (0 or 1)."""
-    texts = (row.text("sol1"), row.text("sol2"))
+    row.text("sol1"), row.text("sol2")
+    texts = (row.values["sol1"], row.values["sol2"])
     goal = row.text("goal")
     correct = str(row.first("label"))
     if correct not in ("0", "1"):
         raise RowError(f'"label" must be 0 or 1 (found: {row.first("label")!r}; the test split has no answers).')
     asked = _lettered(goal, "Which way is better?", texts)
-    return _choice(row, asked, f"Question: {goal}\nAnswer:", texts, LETTERS[:2], int(correct))
+    return _choice(row, asked, f"Question: {row.values['goal']}\nAnswer:", texts, LETTERS[:2], int(correct))
 
 
 def openbookqa_prompt(row: Row) -> Prompt:
@@ -75,17 +76,17 @@ def openbookqa_prompt(row: Row) -> Prompt:
         raise RowError(f'"answerKey" {key} is none of {", ".join(map(str, letters))}.')
     stem = row.text("question_stem")
     asked = _lettered(stem, "Which choice is right?", texts)
-    return _choice(row, asked, stem, texts, LETTERS[: len(texts)], letters.index(key))
+    return _choice(row, asked, row.values["question_stem"], texts, LETTERS[: len(texts)], letters.index(key))
 
 
 def _lettered(question: str, ask: str, texts: Sequence[str]) -> str:
     """The question with its choices under letters, to be answered by one of them."""
-    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+    lines = [f"{letter}. {text.strip()}" for letter, text in zip(LETTERS, texts, strict=False)]
     return f"{question}\n\n{ask}\n" + "\n".join(lines) + "\n\nAnswer with one letter."
 
 
 def _choice(row: Row, asked: str, context: str, texts: Sequence[str], labels: Sequence[str], correct: int) -> Prompt:
-    meta: dict[str, Any] = {
+    meta: dict[str, Any] = {  # as published: lm-eval scores the blanks around texts too
         "context": context,
         "choices": [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)],
     }
