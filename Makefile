@@ -1,12 +1,13 @@
 # make demo  set up, align the embedded model, read the verdict
 # make test  set up, run the tests
-# Both need only Python >= 3.11, make and a package index.
+# make calibrate DATA=PATH  measure every judge on every labelled set, write the table of docs/judges.md
+# They need only Python >= 3.11, make and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint setup setup-dev clean
+.PHONY: demo test lint calibrate setup setup-dev clean
 
 demo: setup
 	@$(BIN)/safeserve models get >/dev/null
@@ -21,6 +22,10 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+calibrate: setup
+	@test -n "$(DATA)" || { echo "make calibrate DATA=PATH: name the folder with the public data sets" >&2; exit 2; }
+	$(BIN)/python tools/calibration_table.py --root "$(DATA)" --page docs/judges.md
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from safeserve.core.agreement import (
@@ -32,20 +32,20 @@ def test_auroc_by_hand():
     assert math.isnan(auroc([True, True], [0.1, 0.2]))
 
 
+@settings(max_examples=40)
 @given(rows)
 def test_ranking_is_scikit_learn_with_and_without_weights(rows):
     truth, values, weights = map(list, zip(*rows, strict=True))
     assume(any(truth) and not all(truth))
     assert auroc(truth, values) == pytest.approx(metrics.roc_auc_score(truth, values))
-    assert auroc(truth, values, weights) == pytest.approx(
-        metrics.roc_auc_score(truth, values, sample_weight=weights)
-    )
+    assert auroc(truth, values, weights) == pytest.approx(metrics.roc_auc_score(truth, values, sample_weight=weights))
     assert average_precision(truth, values) == pytest.approx(metrics.average_precision_score(truth, values))
     assert average_precision(truth, values, weights) == pytest.approx(
         metrics.average_precision_score(truth, values, sample_weight=weights)
     )
 
 
+@settings(max_examples=40)
 @given(rows)
 def test_f1_and_kappa_are_scikit_learn(rows):
     truth, values, weights = map(list, zip(*rows, strict=True))

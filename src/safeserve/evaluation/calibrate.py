@@ -42,10 +42,10 @@ def calibrate(
         UserError: an unknown judge or set, or a file that cannot be read.
         EvidenceError: too little was scored.
     """
-    made = make_judge(judge) if isinstance(judge, str) else judge
-    rows, lost = join_labels(Path(labels), answers) if answers else (labelled_answers(labels, root), 0)
     if labels in SETS and SETS[labels].asks == "pair":
         raise UserError(f'labels "{labels}": says which of two answers is better, not what is unsafe or refused.')
+    made = make_judge(judge) if isinstance(judge, str) else judge
+    rows, lost = join_labels(Path(labels), answers) if answers else (labelled_answers(labels, root), 0)
     asked = question or question_for(made.name, rows)
     rows = _drawn([row for row in rows if is_labelled(row, asked)], limit)
     scores = score_labelled(made, rows, asked, quiet)
