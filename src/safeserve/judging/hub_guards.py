@@ -108,10 +108,10 @@ class HubGuard:
                 scores[index] = too_long(longest, self.hub.limit)
                 continue
             rows += [(index, category, ids) for category, ids in encoded]
-        written = self._write([ids for _, _, ids in rows])
-        for index in {index for index, _, _ in rows}:
-            own = [(row[1], text) for row, text in zip(rows, written, strict=True) if row[0] == index]
-            scores[index] = self._score(own)
+        answers: dict[int, list[tuple[str | None, Written]]] = {}
+        for (index, category, _), written in zip(rows, self._write([ids for _, _, ids in rows]), strict=True):
+            answers.setdefault(index, []).append((category, written))
+        scores.update({index: self._score(own) for index, own in answers.items()})
         return [scores[index] for index in range(len(items))]
 
     def _write(self, rows: Sequence[list[int]]) -> list[Written]:

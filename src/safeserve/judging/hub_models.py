@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,13 +236,15 @@ def classify(
         config.pad_token_id = tokenizer.pad_token_id
     lengths = [len(row["input_ids"]) for row in rows]
     alone = config.pad_token_id is None
+    known = inspect.signature(hub.model.forward).parameters  # some tokenizers give more than the model takes
+    keys = [key for key in rows[0] if key in known] if rows else []
     found: dict[int, list[float]] = {}
     for batch in shown(length_batches(lengths, batch_tokens, alone), lengths, title):
         width = lengths[batch[0]]
         fill = {"input_ids": config.pad_token_id}
         padded = {
             key: torch.tensor([[*rows[i][key], *[fill.get(key, 0)] * (width - lengths[i])] for i in batch])
-            for key in rows[batch[0]]
+            for key in keys
         }
         with torch.inference_mode():
             logits = hub.model(**{key: value.to(hub.device) for key, value in padded.items()}).logits

@@ -181,7 +181,7 @@ class BertScore:
         return [greedy_f1(vectors[2 * row], vectors[2 * row + 1]) for row in range(len(pairs))]
 
     def _vectors(self, texts: Sequence[list[int]]) -> list[Any]:
-        """Unit vectors of each text's tokens without the first and the last, which are control tokens."""
+        """Unit vectors of each text's tokens, the control tokens at both ends included."""
         import torch
 
         width, pad = max(map(len, texts)), self.hub.tokenizer.pad_token_id or 0
@@ -190,23 +190,26 @@ class BertScore:
         with torch.inference_mode():
             out = self.hub.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         states = torch.nn.functional.normalize(out.hidden_states[self.layer].float(), dim=-1)
-        return [state[1 : len(text) - 1].cpu() for state, text in zip(states, texts, strict=True)]
+        return [state[: len(text)].cpu() for state, text in zip(states, texts, strict=True)]
 
 
 def greedy_f1(answer: Any, reference: Any) -> float:
     """F1 of greedy matching: each token with its most similar token of the other text.
 
+    The control tokens at both ends can be matched but do not count, as in the authors' package.
+
     Args:
-        answer, reference: unit vectors of tokens, each [tokens, size].
+        answer, reference: unit vectors of tokens, each [tokens, size], the two control tokens included.
 
     Returns:
         Harmonic mean of the mean best cosine over the answer's tokens (precision) and the reference's (recall), 0 where
-        a text has no tokens or the two means do not agree in being positive.
+        a text has no tokens or one of the means is not positive.
     """
-    if not len(answer) or not len(reference):
+    if min(len(answer), len(reference)) <= 2:
         return 0.0
     similarity = answer @ reference.T
-    precision, recall = float(similarity.max(1).values.mean()), float(similarity.max(0).values.mean())
+    precision = float(similarity[1:-1].max(1).values.mean())
+    recall = float(similarity[:, 1:-1].max(0).values.mean())
     if precision <= 0 or recall <= 0:
         return 0.0
     return min(1.0, 2 * precision * recall / (precision + recall))
