@@ -9,7 +9,7 @@ from typing import Any
 
 from safeserve.core.errors import UserError
 from safeserve.data.labels import SETS, LabelledAnswer, identity
-from safeserve.data.own_labels import labelled_answers
+from safeserve.data.labels_file import labelled_answers
 from safeserve.evaluation.blind_labels import join_labels
 from safeserve.judging.calibration import Question, is_labelled, measure, question_for
 from safeserve.judging.calibration_store import save, score_labelled

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from safeserve.core.clustered import clustered_paired_difference, clustered_rate
 from safeserve.core.errors import (
     EXIT_EVIDENCE,
     EXIT_GATE_FAILED,
@@ -25,7 +26,6 @@ from safeserve.core.errors import (
     did_you_mean,
 )
 from safeserve.core.options import Options
-from safeserve.core.statistics import paired_difference, wilson
 from safeserve.evaluation.compare import paired_keys, require_comparable
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
 from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric, why_unscored
@@ -184,7 +184,7 @@ def decide(candidate: EvalFolder, against: EvalFolder | None, policy: Policy) ->
     paired = any(rule.paired for rule in policy.rules)
     notes = require_comparable(against, candidate) if paired and against else []
     if any(k for part in candidate.benchmarks.values() for _, k in part.completions):
-        notes.append("Several samples a prompt, counted as independent: intervals are too narrow.")
+        notes.append("Several samples a prompt: intervals take each prompt as one cluster.")
     results = tuple(_decide_rule(rule, candidate, against, policy) for rule in policy.rules)
     outcomes = {result.outcome for result in results}
     outcome: Outcome = "fail" if "fail" in outcomes else "no_verdict" if "no_verdict" in outcomes else "pass"
@@ -236,17 +236,18 @@ def _decide_rule(rule: Rule, candidate: EvalFolder, against: EvalFolder | None, 
         before, after, missing, prompts = _paired(metric, pairs)
     else:
         before, (after, missing, prompts) = [], _single(metric, [candidate.benchmarks[n] for n in names])
+    counted = len(set(prompts))
     n, total = len(after), len(after) + missing
     if n == 0:
         return result("no_verdict", "nothing was scored.")
-    value, bound, shown = _measure(rule, before, after)
+    value, bound, shown = _measure(rule, before, after, prompts)
     if missing / total > policy.max_unscored:
         share = f"{missing} of {total} samples are unscored ({100 * missing / total:.1f} %)"
         why = f"{share}; the policy allows {100 * policy.max_unscored:g} %."
         return result("no_verdict", why, n, value, bound)
-    if prompts < policy.min_prompts:
+    if counted < policy.min_prompts:
         return result(
-            "no_verdict", f"{prompts} scored prompts; the policy needs {policy.min_prompts}.", n, value, bound
+            "no_verdict", f"{counted} scored prompts; the policy needs {policy.min_prompts}.", n, value, bound
         )
     holds = {
         "at_least": bound >= rule.limit,
@@ -280,51 +281,53 @@ def _has_non_finite(rule: Rule, part: BenchmarkEval) -> bool:
     return any(s.value is not None and not math.isfinite(s.value) for s in part.scores[rule.judge].values())
 
 
-def _single(metric: Metric, parts: Sequence[BenchmarkEval]) -> tuple[list[bool], int, int]:
-    """(observations, samples that should have one but do not, prompts with an observation), over the benchmarks."""
+def _single(metric: Metric, parts: Sequence[BenchmarkEval]) -> tuple[list[bool], int, list[str]]:
+    """(observations, samples that should have one but do not, each observation's prompt), over the benchmarks."""
     observed: list[bool] = []
-    missing, prompts = 0, 0
-    for part in parts:
-        seen: set[str] = set()
+    prompts: list[str] = []
+    missing = 0
+    for number, part in enumerate(parts):
         scores = part.scores[metric.judge]
         for key in part.completions:
             score = scores.get(key)
             if score is not None and why_unscored(metric.judge, score) is None:
                 observed.append(metric.holds(score))
-                seen.add(key[0])
+                prompts.append(f"{number}:{key[0]}")
             elif applies(metric.judge, part.prompts[key[0]]):
                 missing += 1
-        prompts += len(seen)
     return observed, missing, prompts
 
 
 def _paired(
     metric: Metric, parts: Sequence[tuple[BenchmarkEval, BenchmarkEval]]
-) -> tuple[list[bool], list[bool], int, int]:
-    """(before, after, samples without a pair, prompts with one), over the benchmarks."""
+) -> tuple[list[bool], list[bool], int, list[str]]:
+    """(before, after, samples without a pair, each pair's prompt), over the benchmarks."""
     before: list[bool] = []
     after: list[bool] = []
-    missing, prompts = 0, 0
-    for old, new in parts:
+    prompts: list[str] = []
+    missing = 0
+    for number, (old, new) in enumerate(parts):
         keys = paired_keys(metric.judge, old, new)
         before += [metric.holds(old.scores[metric.judge][key]) for key in keys.both]
         after += [metric.holds(new.scores[metric.judge][key]) for key in keys.both]
+        prompts += [f"{number}:{prompt_id}" for prompt_id, _ in keys.both]
         missing += keys.missing
-        prompts += len({prompt_id for prompt_id, _ in keys.both})
     return before, after, missing, prompts
 
 
-def _measure(rule: Rule, before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, str]:
+def _measure(
+    rule: Rule, before: Sequence[bool], after: Sequence[bool], prompts: Sequence[str]
+) -> tuple[float, float, str]:
     """(value, deciding bound, both in words)."""
     n, now = len(after), 100 * sum(after) / len(after)
     if rule.paired:
-        value, interval = paired_difference(before, after)
+        value, interval = clustered_paired_difference(before, after, prompts)
         bound, which = (interval.low, "lower") if rule.kind == "max_loss" else (interval.high, "upper")
         shown = f"{100 * sum(before) / n:.1f} % before, {now:.1f} % now (n = {n}): difference {100 * value:+.1f} points"
         limits = f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
         demand = f"at least {-100 * rule.limit:+g}" if rule.kind == "max_loss" else f"at most {100 * rule.limit:+g}"
         return value, bound, f"{shown}, {limits}; its {which} bound must be {demand}."
-    interval = wilson(sum(after), n)
+    interval = clustered_rate(after, prompts)
     bound, which = (interval.low, "lower") if rule.kind == "at_least" else (interval.high, "upper")
     limits = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}"
     demand = f"{rule.kind.replace('_', ' ')} {100 * rule.limit:g}"
