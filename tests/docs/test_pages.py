@@ -34,7 +34,17 @@ from safeserve.pipeline.recipe import (
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [
     DOCS / f"{name}.md"
-    for name in ["quickstart", "recipes", "methods", "evaluation", "judges", "report", "extending", "architecture"]
+    for name in [
+        "quickstart",
+        "recipes",
+        "methods",
+        "evaluation",
+        "judges",
+        "statistics",
+        "report",
+        "extending",
+        "architecture",
+    ]
 ]
 
 
