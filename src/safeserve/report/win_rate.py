@@ -17,7 +17,7 @@ _HEADINGS = ("benchmark (n)", "win rate", "95 %", "equal length", "95 %", "won/t
 
 def win_rate_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row of words a benchmark, under ``_HEADINGS``; none where no win rate was measured."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, part in comparison["benchmarks"].items():
         if (cell := part.get("win_rate")) is None:
             continue
