@@ -41,7 +41,7 @@ def _root(
 
 def register() -> typer.Typer:
     """The app with every verb; the verbs' modules import nothing heavy."""
-    from safeserve.cli import calibrate, compare, data, evaluate, gate, models, recipes, report, run, train
+    from safeserve.cli import calibrate, compare, data, evaluate, export, gate, models, recipes, report, run, train
 
     app.command("quickstart")(run.quickstart)
     app.command("run")(run.run)
@@ -52,6 +52,7 @@ def register() -> typer.Typer:
     app.command("gate")(gate.gate)
     app.command("calibrate")(calibrate.calibrate)
     app.command("report")(report.report)
+    app.command("export")(export.export)
     app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")
     app.add_typer(recipes.app, name="recipes")
