@@ -31,7 +31,15 @@ Mode = Literal[
     "empty",
 ]
 
-_SOURCES = ("modes.py", "quality.py", "refusal.py", "refusal_rules.py", "prompt_kinds.py", "text.py")
+_SOURCES = (
+    "modes.py",
+    "quality.py",
+    "refusal.py",
+    "refusal_rules.py",
+    "refusal_phrases.py",
+    "prompt_kinds.py",
+    "text.py",
+)
 
 
 def response_mode(prompt: Prompt, completion: Completion, verdict: RefusalVerdict, flags: Sequence[str]) -> Mode:

@@ -16,7 +16,7 @@ def _any(*alternatives: str) -> str:
 # --- who declines, and how -------------------------------------------------------------------------------
 CLAUSE = (
     r"(?:^\W*|^(?:stop|no|sorry|please|look|listen)(?: \w+)?: |\bclear: |[,;.!?] ?|- |\b(?:and|but|so|"
-    r"because|yet|however|though|although|(?:afraid|sorry|clarify|say|note|mean|regret) that) )"
+    r"because|yet|however|though|although|(?:afraid|sorry|clarify|say|note|mean|regret) that|i'm afraid) )"
 )
 """Where a clause opens: "if I can't" or "the things I can't do" are not declared refusals."""
 
@@ -86,7 +86,8 @@ INDIRECT_REFUSAL = re.compile(
 
 FALSE_FRIEND = re.compile(
     rf"{DECLINES}{_ADVERBS} (?:"
-    r"wait\b|believe\b|imagine\b|complain|remember\b|agree (?:more|less)|stand\b|get (?:enough|over)|think of|deny\b|"
+    r"only\b|wait\b|believe\b|imagine\b|complain|remember\b|agree (?:more|less)|stand\b|get (?:enough|over)|"
+    r"think of|deny\b|"
     r"over(?:state|stress|emphasi[sz]e|estimate)|stop (?:think|smil|laugh|look|eat|list|read)|"
     r"(?:recommend|stress|emphasi[sz]e|praise|thank|express|say|tell|suggest|endorse|describe|explain|"
     r"put into words)\b"
