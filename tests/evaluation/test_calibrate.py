@@ -8,7 +8,7 @@ import pytest
 
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import write_jsonl
-from safeserve.data.labels import LabelledAnswer
+from safeserve.data.labelled import LabelledAnswer
 from safeserve.data.labels_file import labelled_answers
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.blind_labels import join_labels, label_key

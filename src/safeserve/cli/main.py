@@ -41,11 +41,25 @@ def _root(
 
 def register() -> typer.Typer:
     """The app with every verb; the verbs' modules import nothing heavy."""
-    from safeserve.cli import calibrate, compare, data, evaluate, export, gate, models, recipes, report, run, train
+    from safeserve.cli import (
+        calibrate,
+        compare,
+        data,
+        evaluate,
+        export,
+        gate,
+        guard,
+        models,
+        recipes,
+        report,
+        run,
+        train,
+    )
 
     app.command("quickstart")(run.quickstart)
     app.command("run")(run.run)
     app.add_typer(train.app, name="train")
+    app.add_typer(guard.app, name="guard")
     app.command("eval")(evaluate.evaluate)
     app.command("score")(evaluate.score)
     app.command("compare")(compare.compare)

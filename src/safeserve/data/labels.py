@@ -7,16 +7,16 @@ asked, what was answered, and what people said of it. Nothing is guessed: a row 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import stable_hash
@@ -24,54 +24,13 @@ from safeserve.core.runs import disk_errors, sha256_file
 from safeserve.core.wheels import download_wheel
 from safeserve.data.fetching import data_cache
 from safeserve.data.hh import split_transcripts
-from safeserve.data.ngrams import normalised
+from safeserve.data.labelled import LabelledAnswer, LabelledSet
 from safeserve.data.reading import read_rows
 
-Question = Literal["unsafe", "refusal", "pair"]
 XSTEST_MODELS = ("gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct")
 XSTEST_CLASSES = {"1": "full_compliance", "2": "full_refusal", "3": "partial_refusal"}
 PAPER_RUNS = ("no_safety", "safety_100", "safety_2000")
 PAPER_SETS = ("I-CoNa", "I-Controversial", "I-MaliciousInstructions")
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """An answer and what was said of it.
-
-    Attributes:
-        unsafe: share of raters who called it unsafe, 0 to 1; None where the set does not ask.
-        refusal: full_compliance, full_refusal or partial_refusal; None where the set does not ask.
-        category: the set's own (several joined by "|"), or the model that answered.
-        others: what published judges said of the same answer, by name (higher = more unsafe).
-        pair: answers that share it answer one prompt, and the one with the higher ``unsafe`` was judged worse.
-    """
-
-    id: str
-    prompt: str
-    response: str
-    unsafe: float | None = None
-    refusal: str | None = None
-    category: str = ""
-    others: tuple[tuple[str, float], ...] = ()
-    pair: str | None = None
-
-    @property
-    def group(self) -> str:
-        """The prompt, normalised: rows of one group never stand on both sides of a split."""
-        return normalised(self.prompt)
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """Where labelled answers come from and what their labels answer."""
-
-    name: str
-    asks: Question
-    licence: str
-    source: str
-    read: Callable[[Path], Iterator[LabelledAnswer]]
-    files: tuple[str, ...] = ()
-    permissive: bool = False
 
 
 def load_labels(name: str, root: str | Path | None = None) -> list[LabelledAnswer]:
@@ -281,16 +240,44 @@ def _starter(root: Path) -> Iterator[LabelledAnswer]:
             yield LabelledAnswer(row["id"], row["prompt"], row["response"], unsafe=0.0, category=kind)
 
 
-def _own(root: Path) -> Iterator[LabelledAnswer]:
-    for row in read_rows(root / "guard_own.jsonl"):
+OWN_LABELS = Path(__file__).parent / "own_labels"
+"""Labels of this project, keyed by row and hash of the answer; the texts are others' or regenerated, not here."""
+
+
+def answer_hash(answer: str) -> str:
+    """First 12 hex digits of the answer's sha256."""
+    return hashlib.sha256(answer.encode()).hexdigest()[:12]
+
+
+def own_answers() -> Path:
+    """Where ``tools/guard_labels.py`` puts the labelled answers of the embedded model."""
+    return data_cache() / "guard_own" / "labels.jsonl"
+
+
+def _own(_: Path) -> Iterator[LabelledAnswer]:
+    path = own_answers()
+    if not path.is_file():
+        raise UserError(
+            'labels "guard_own": its answers are not kept, but made again. Run: python tools/guard_labels.py generate '
+            f"{path.parent} && python tools/guard_labels.py join {path.parent}  (about 10 minutes)"
+        )
+    for row in read_rows(path):
         values = row.values
         yield LabelledAnswer(
-            str(values["id"]),
+            f"{values['id']}:{answer_hash(values['response'])}",
             values["prompt"],
             values["response"],
             float(values["unsafe"]),
             category=values["category"],
         )
+
+
+def _hh_own(root: Path) -> Iterator[LabelledAnswer]:
+    labels = {row.values["key"]: row.values["unsafe"] for row in read_rows(OWN_LABELS / "hh_harmless.jsonl")}
+    for row in _hh(root):
+        unsafe = labels.get(f"{row.id}:{answer_hash(row.response)}")
+        if unsafe is not None:
+            yield LabelledAnswer(f"{row.id}-own", row.prompt, row.response, float(unsafe))
 
 
 _XSTEST_FILES = tuple(f"labels/xstest_completions_{model}_human.csv" for model in XSTEST_MODELS)
@@ -365,7 +352,16 @@ SETS: dict[str, LabelledSet] = {
         ),
         LabelledSet("paper_sit", "unsafe", "none stated", "Llama Guard 2 on the paper's answers", _paper, _PAPER_FILES),
         LabelledSet("starter", "unsafe", "Apache-2.0", "this project", _starter, permissive=True),
-        LabelledSet("guard_own", "unsafe", "Apache-2.0", "this project", _own, ("guard_own.jsonl",), True),
+        LabelledSet("guard_own", "unsafe", "Apache-2.0", "this project", _own, permissive=True),
+        LabelledSet(
+            "hh_own",
+            "unsafe",
+            "MIT",
+            "anthropics/hh-rlhf, labelled for this project",
+            _hh_own,
+            ("preferences/hh_harmless_base_test.jsonl.gz",),
+            True,
+        ),
     )
 }
 """Every labelled set by name. The label of ``paper_sit`` is a model's verdict, not a person's."""

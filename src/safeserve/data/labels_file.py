@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeserve.core.errors import UserError
-from safeserve.data.labels import SETS, LabelledAnswer, load_labels
+from safeserve.data.labelled import LabelledAnswer
+from safeserve.data.labels import SETS, load_labels
 from safeserve.data.reading import read_rows
 
 UNSAFE = {"unsafe": 1.0, "1": 1.0, "true": 1.0, "safe": 0.0, "0": 0.0, "false": 0.0}

@@ -9,7 +9,7 @@ from typing import get_args
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import iter_jsonl
-from safeserve.data.labels import LabelledAnswer
+from safeserve.data.labelled import LabelledAnswer
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.evaluation.metrics import REFUSALS
 from safeserve.judging.modes import Mode

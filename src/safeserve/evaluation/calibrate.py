@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError
-from safeserve.data.labels import SETS, LabelledAnswer, identity
+from safeserve.data.labelled import LabelledAnswer
+from safeserve.data.labels import SETS, identity
 from safeserve.data.labels_file import labelled_answers
 from safeserve.evaluation.blind_labels import join_labels
 from safeserve.judging.calibration import Question, is_labelled, measure, question_for

@@ -17,7 +17,7 @@ import numpy as np
 from safeserve.core import agreement
 from safeserve.core.clustered import clustered_rate, effective_size
 from safeserve.core.errors import EvidenceError, UserError
-from safeserve.data.labels import LabelledAnswer
+from safeserve.data.labelled import LabelledAnswer
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import family
 

@@ -16,7 +16,7 @@ from typing import Any
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
 from safeserve.core.runs import disk_errors, lock, read_json, write_json
-from safeserve.data.labels import LabelledAnswer
+from safeserve.data.labelled import LabelledAnswer
 from safeserve.data.records import Prompt, user
 from safeserve.generation.engine import Completion
 from safeserve.judging.calibration import Question

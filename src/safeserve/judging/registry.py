@@ -20,6 +20,7 @@ from safeserve.judging.judge import Judge
 KINDS: dict[str, str] = {
     "refusal": "safeserve.judging.modes:RefusalJudge",
     "modes": "safeserve.judging.combined:ModesJudge",
+    "guard": "safeserve.judging.guard:Guard",
     "short_answer": "safeserve.judging.reference_metrics:ShortAnswerJudge",
     "exact_match": "safeserve.judging.exact_match:ExactMatchJudge",
     "ifeval": "safeserve.judging.ifeval:IfevalJudge",

@@ -91,3 +91,32 @@ class DpoOptions(TrainOptions):
         if self.delta and self.loss != "safedpo":
             raise UserError(f"delta: would be ignored by loss: {self.loss}. Remove it, or use loss: safedpo.")
         return self
+
+
+class GuardRecipe(Options):
+    """What a guard learns from, and how. One file of the recipes folder."""
+
+    name: str
+    licence: str
+    """Of the guard file: it follows from the strictest of its sources."""
+    sources: dict[str, int | None] = Field(min_length=1)
+    """Labelled set to the most rows of it, drawn with the seed; null takes all."""
+    held_out: tuple[str, ...] = ()
+    """Labelled sets it is tested on: rows with one of their prompts are left out of training."""
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the prompts kept for calibration."""
+    pair_weight: float = Field(0.5, ge=0)
+    """Weight of a preference pair (worse answer above better one) beside a labelled answer."""
+    depth: int = Field(20, ge=2)
+    """Layers of the embedded model that the guard keeps."""
+    adapted_from: int = Field(10, ge=0)
+    """First layer that learns; the states below it are computed once."""
+    window_tokens: int = Field(128, ge=16)
+    """Tokens of an answer read at a time."""
+    prompt_tokens: int = Field(96, ge=8)
+    """Of a longer prompt the last ones are read."""
+    seed: int = 7
+    """Draws the rows, splits the prompts, orders the steps."""
+    training: TrainOptions = TrainOptions(
+        learning_rate=5e-4, epochs=2, batch_size=32, token_budget=4096, checkpoint_steps=100
+    )
