@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from safeserve.core.options import stable_hash
 from safeserve.data.records import Prompt
-from safeserve.generation.engine import Completion, Sampling
-from safeserve.generation.local import LocalEngine, Row
+from safeserve.generation.engine import Completion, Row, Sampling
+from safeserve.generation.local import LocalEngine
 from safeserve.models.loading import LoadedModel
 
 BATCH_ROWS = 8
