@@ -187,10 +187,9 @@ def _effective_size(groups: _Groups, rate: float) -> float:
     residuals = groups.residuals(rate)
     between = count / (count - 1) * float(residuals @ residuals) / n**2
     binomial = rate * (1 - rate) / n
+    effective = min(n, n * binomial / between) if between > 0 else n
     if binomial == 0:
         effective = float(count)  # at 0 and 1 the samples do not show how alike they are: each cluster counts once
-    else:
-        effective = min(n, n * binomial / between) if between > 0 else n
     return effective * float(stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, count - 1)) ** 2
 
 
