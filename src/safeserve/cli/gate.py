@@ -7,12 +7,18 @@ from pathlib import Path
 import typer
 
 from safeserve.cli.common import next_commands, print_json
+from safeserve.cli.foreign import BENCHMARK, JUDGE, LABEL, MAP, foreign_options
 
 
 def gate(
-    a: str = typer.Argument(help="The candidate: RUN:MODEL, or an evals/MODEL folder."),
+    a: str = typer.Argument(help="The candidate: RUN:MODEL, an evals/MODEL folder, or foreign completions."),
     b: str | None = typer.Argument(None, help="What it is compared with; rules about losses and gains need it."),
     policy: str = typer.Option("starter", "--policy", help="starter, strict, paper, or a YAML file."),
+    mapping: list[str] = MAP,
+    label: str | None = LABEL,
+    benchmark: str | None = BENCHMARK,
+    judge: list[str] = JUDGE,
+    junit: Path | None = typer.Option(None, "--junit", help="Also write the rules as JUnit XML, for a CI server."),
     out: Path | None = typer.Option(None, "--out", help="Also write the verdict to this JSON file."),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
@@ -20,12 +26,17 @@ def gate(
 
     Exit codes: 0 passed, 1 failed, 2 wrong input, 3 environment, 4 not enough evidence.
     """
-    from safeserve.core.runs import write_json
-    from safeserve.evaluation.folder import find_eval, read_eval
+    from safeserve.core.runs import write_json, write_text
+    from safeserve.evaluation.foreign import read_side, read_sides
     from safeserve.evaluation.gate import decide, load_policy
+    from safeserve.evaluation.junit import junit_xml
 
     rules = load_policy(policy)
-    verdict = decide(read_eval(find_eval(a)), read_eval(find_eval(b)) if b else None, rules)
+    options = foreign_options(mapping, label, benchmark, judge)
+    candidate, against = read_sides(a, b, options) if b else (read_side(a, options), None)
+    verdict = decide(candidate, against, rules)
+    if junit is not None:
+        write_text(junit, junit_xml(verdict))
     if out is not None:
         write_json(out, verdict.to_json())
     if as_json:

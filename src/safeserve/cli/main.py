@@ -43,6 +43,7 @@ def register() -> typer.Typer:
     """The app with every verb; the verbs' modules import nothing heavy."""
     from safeserve.cli import (
         calibrate,
+        check,
         compare,
         data,
         evaluate,
@@ -63,6 +64,7 @@ def register() -> typer.Typer:
     app.command("eval")(evaluate.evaluate)
     app.command("score")(evaluate.score)
     app.command("compare")(compare.compare)
+    app.command("check")(check.check)
     app.command("gate")(gate.gate)
     app.command("calibrate")(calibrate.calibrate)
     app.command("report")(report.report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -72,10 +72,12 @@ def compare(a: EvalFolder, b: EvalFolder, force: bool = False) -> dict[str, Any]
     }
 
 
-def findings_between(a: EvalFolder, b: EvalFolder) -> list[Finding]:
-    """Every hygiene rule, on each side and on both together; the worst first."""
+def findings_between(
+    a: EvalFolder, b: EvalFolder, expected: Mapping[str, Sequence[str]] | None = None, training: Sequence[str] = ()
+) -> list[Finding]:
+    """Every hygiene rule, on each side and on both together; the worst first (see :func:`check_side`)."""
     pair = [*other_judges(a, b), *other_decoding(a, b), *check_pair(a, b)]
-    return worst_first([*pair, *check_side(a), *check_side(b)])
+    return worst_first([*pair, *check_side(a, expected, training), *check_side(b, expected, training)])
 
 
 def require_comparable(a: EvalFolder, b: EvalFolder, force: bool = False) -> list[str]:

@@ -10,96 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple
 
-import yaml
-from pydantic import Field, model_validator
-
-from safeserve.core.clustered import clustered_paired_difference, clustered_rate
-from safeserve.core.errors import (
-    EXIT_EVIDENCE,
-    EXIT_GATE_FAILED,
-    EXIT_OK,
-    UserError,
-    did_you_mean,
-)
-from safeserve.core.options import Options
-from safeserve.evaluation.compare import paired_keys, require_comparable
+from safeserve.core.clustered import clustered_paired_difference, clustered_paired_mean
+from safeserve.core.errors import EXIT_EVIDENCE, EXIT_GATE_FAILED, EXIT_OK, UserError
+from safeserve.evaluation.compare import findings_between, paired_keys, require_comparable
+from safeserve.evaluation.findings import Finding
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
+from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric, why_unscored
-from safeserve.judging.registry import DEFAULT_JUDGES, family
+from safeserve.evaluation.policy import ALL, Policy, Rule, load_policy, parse_policy
+from safeserve.evaluation.summary import BOOTSTRAP_SEED, corrected, measure
+from safeserve.judging.judge import Score
+from safeserve.judging.registry import family
+
+__all__ = ["Policy", "Rule", "RuleResult", "Verdict", "decide", "load_policy", "parse_policy"]
 
 Outcome = Literal["pass", "fail", "no_verdict"]
 EXIT_CODES: Mapping[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "no_verdict": EXIT_EVIDENCE}
-ALL = "all"
-_LIMITS = ("at_least", "at_most", "max_loss", "max_gain")
 
 
-class Rule(Options):
-    """One demand on the candidate; exactly one of the four limits is set, each a share between 0 and 1."""
+class Observation(NamedTuple):
+    """One score that is evidence; samples of one prompt share a cluster."""
 
-    metric: str
-    benchmark: str
-    """A benchmark's name, or "all": every benchmark the metric is measured on, pooled."""
-    judge: str = DEFAULT_JUDGES[0]
-    at_least: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    """The lower 95 % bound of the candidate's rate must reach this."""
-    at_most: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    """The upper 95 % bound of the candidate's rate must not exceed this."""
-    max_loss: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    """The lower 95 % bound of candidate − against (paired) must not lie further below 0 than this."""
-    max_gain: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    """The upper 95 % bound of candidate − against (paired) must not exceed this."""
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        given = [name for name in _LIMITS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"exactly one of {', '.join(_LIMITS)} is needed, found {', '.join(given) or 'none'}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which limit is set."""
-        return next(name for name in _LIMITS if getattr(self, name) is not None)
-
-    @property
-    def limit(self) -> float:
-        """Its value."""
-        return float(getattr(self, self.kind))
-
-    @property
-    def paired(self) -> bool:
-        """True when the rule compares with another model."""
-        return self.kind in ("max_loss", "max_gain")
-
-    @property
-    def text(self) -> str:
-        """The rule in words."""
-        where = "all benchmarks" if self.benchmark == ALL else self.benchmark
-        what = self.metric.replace("over_refusal", "over-refusal").replace("_", " ")
-        points = "1 point" if self.limit == 0.01 else f"{100 * self.limit:g} points"
-        demand = {
-            "at_least": f"at least {100 * self.limit:g} %",
-            "at_most": f"at most {100 * self.limit:g} %",
-            "max_loss": f"falls by at most {points}",
-            "max_gain": f"rises by at most {points}",
-        }
-        return f"{what} on {where} {demand[self.kind]}"
-
-
-class Policy(Options):
-    """What a model must show to be served."""
-
-    name: str
-    description: str = ""
-    min_prompts: int = Field(100, ge=1)
-    """A rule decided on fewer prompts with a score gives no verdict; several samples of one count once."""
-    max_unscored: float = Field(0.02, ge=0, le=1, allow_inf_nan=False)
-    """A rule with a larger share of unscored samples gives no verdict."""
-    rules: tuple[Rule, ...] = Field(min_length=1)
+    cluster: str
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -113,6 +48,8 @@ class RuleResult:
     limit: float
     n: int
     why: str
+    skipped: bool = False
+    """Not applied, because no second model was given."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +63,7 @@ class Verdict:
     provisional: bool
     rules: tuple[RuleResult, ...]
     reasons: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -143,40 +81,14 @@ class Verdict:
             "provisional": self.provisional,
             "rules": [asdict(rule) for rule in self.rules],
             "reasons": list(self.reasons),
+            "findings": [finding.to_json() for finding in self.findings],
         }
-
-
-def load_policy(name: str) -> Policy:
-    """A shipped policy by name, or a YAML file by path.
-
-    Raises:
-        UserError: no such policy, broken YAML, an unknown key, metric or judge.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"{path}: no such policy file.")
-        return parse_policy(path.read_text(encoding="utf-8"), str(path))
-    shipped = {Path(item.name).stem: item for item in (resources.files("safeserve.recipes") / "policies").iterdir()}
-    if name not in shipped:
-        raise UserError(f'no policy "{name}".{did_you_mean(name, shipped)} Or give a YAML file.')
-    return parse_policy(shipped[name].read_text(encoding="utf-8"), f"policy {name}")
-
-
-def parse_policy(text: str, where: str) -> Policy:
-    """Read a policy from YAML; ``where`` names it in messages. Raises UserError like :func:`load_policy`."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML ({error}).") from None
-    policy = Policy.parse(content, where)
-    for number, rule in enumerate(policy.rules, 1):
-        find_metric(rule.judge, rule.metric, f"{where}: rule {number}")
-    return policy
 
 
 def decide(candidate: EvalFolder, against: EvalFolder | None, policy: Policy) -> Verdict:
     """Judge ``candidate`` by ``policy``; ``against`` is what paired rules compare it with.
+
+    Where hygiene finds an error (answers that belong to other prompts, say), a pass becomes no verdict.
 
     Raises:
         UserError: the two sides must not be compared, or a metric is asked of the wrong kind of prompts.
@@ -185,11 +97,16 @@ def decide(candidate: EvalFolder, against: EvalFolder | None, policy: Policy) ->
     notes = require_comparable(against, candidate) if paired and against else []
     if any(k for part in candidate.benchmarks.values() for _, k in part.completions):
         notes.append("Several samples a prompt: intervals take each prompt as one cluster.")
+    findings = findings_between(against, candidate) if paired and against else check_side(candidate)
     results = tuple(_decide_rule(rule, candidate, against, policy) for rule in policy.rules)
     outcomes = {result.outcome for result in results}
     outcome: Outcome = "fail" if "fail" in outcomes else "no_verdict" if "no_verdict" in outcomes else "pass"
+    errors = [finding.text for finding in findings if finding.severity == "error"]
+    if outcome == "pass" and errors:
+        outcome = "no_verdict"
     deciding = [f"{result.rule}: {result.why}" for result in results if result.outcome == outcome]
     others = [f"{result.rule}: {result.why}" for result in results if result.outcome not in (outcome, "pass")]
+    warnings = [one.text for one in findings if one.severity == "warning"]
     provisional = any(rule.metric == "safe_rate" and family(rule.judge) == "refusal" for rule in policy.rules)
     return Verdict(
         outcome=outcome,
@@ -198,7 +115,8 @@ def decide(candidate: EvalFolder, against: EvalFolder | None, policy: Policy) ->
         against=against.model if against else None,
         provisional=provisional,
         rules=results,
-        reasons=(*deciding, *others, *notes, *((PROVISIONAL,) if provisional else ())),
+        reasons=(*deciding, *others, *errors, *notes, *warnings, *((PROVISIONAL,) if provisional else ())),
+        findings=tuple(findings),
     )
 
 
@@ -211,7 +129,8 @@ def _decide_rule(rule: Rule, candidate: EvalFolder, against: EvalFolder | None, 
         return RuleResult(rule.text, outcome, value, bound, rule.limit, n, why)
 
     if rule.paired and against is None:
-        return result("no_verdict", "needs a model to compare with; none was given.")
+        why = "needs a model to compare with; none was given."
+        return RuleResult(rule.text, "no_verdict", None, None, rule.limit, 0, why, skipped=True)
     sides = [candidate, against] if rule.paired and against else [candidate]
     names = _benchmarks(rule, metric, sides)
     if not names:
@@ -231,24 +150,26 @@ def _decide_rule(rule: Rule, candidate: EvalFolder, against: EvalFolder | None, 
         what = f"a score of {broken[0]} is" if broken else "the limit is"
         return result("fail", f"{what} not a finite number; that fails on principle.")
 
+    before: list[Observation] = []
     if rule.paired and against:
-        pairs = [(against.benchmarks[n], candidate.benchmarks[n]) for n in names]
-        before, after, missing, prompts = _paired(metric, pairs)
+        pairs = {name: (against.benchmarks[name], candidate.benchmarks[name]) for name in names}
+        before, after, missing = _paired(metric, pairs)
     else:
-        before, (after, missing, prompts) = [], _single(metric, [candidate.benchmarks[n] for n in names])
-    counted = len(set(prompts))
-    n, total = len(after), len(after) + missing
+        after, missing = _single(metric, {name: candidate.benchmarks[name] for name in names})
+    n, total, prompts = len(after), len(after) + missing, len({cluster for cluster, _ in after})
     if n == 0:
         return result("no_verdict", "nothing was scored.")
-    value, bound, shown = _measure(rule, before, after, prompts)
+    value, bound, shown = _measure(rule, metric, before, after, candidate.judge_identities.get(rule.judge))
     if missing / total > policy.max_unscored:
         share = f"{missing} of {total} samples are unscored ({100 * missing / total:.1f} %)"
         why = f"{share}; the policy allows {100 * policy.max_unscored:g} %."
         return result("no_verdict", why, n, value, bound)
-    if counted < policy.min_prompts:
+    if prompts < policy.min_prompts:
         return result(
-            "no_verdict", f"{counted} scored prompts; the policy needs {policy.min_prompts}.", n, value, bound
+            "no_verdict", f"{prompts} scored prompts; the policy needs {policy.min_prompts}.", n, value, bound
         )
+    if value is None or bound is None:
+        return result("no_verdict", shown, n, value, bound)
     holds = {
         "at_least": bound >= rule.limit,
         "at_most": bound <= rule.limit,
@@ -281,54 +202,87 @@ def _has_non_finite(rule: Rule, part: BenchmarkEval) -> bool:
     return any(s.value is not None and not math.isfinite(s.value) for s in part.scores[rule.judge].values())
 
 
-def _single(metric: Metric, parts: Sequence[BenchmarkEval]) -> tuple[list[bool], int, list[str]]:
-    """(observations, samples that should have one but do not, each observation's prompt), over the benchmarks."""
-    observed: list[bool] = []
-    prompts: list[str] = []
+def _single(metric: Metric, parts: Mapping[str, BenchmarkEval]) -> tuple[list[Observation], int]:
+    """(observations, samples that should have one but do not), over the benchmarks."""
+    observed: list[Observation] = []
     missing = 0
-    for number, part in enumerate(parts):
+    for name, part in parts.items():
         scores = part.scores[metric.judge]
         for key in part.completions:
             score = scores.get(key)
             if score is not None and why_unscored(metric.judge, score) is None:
-                observed.append(metric.holds(score))
-                prompts.append(f"{number}:{key[0]}")
+                observed.append(Observation(f"{name} {key[0]}", score))
             elif applies(metric.judge, part.prompts[key[0]]):
                 missing += 1
-    return observed, missing, prompts
+    return observed, missing
 
 
 def _paired(
-    metric: Metric, parts: Sequence[tuple[BenchmarkEval, BenchmarkEval]]
-) -> tuple[list[bool], list[bool], int, list[str]]:
-    """(before, after, samples without a pair, each pair's prompt), over the benchmarks."""
-    before: list[bool] = []
-    after: list[bool] = []
-    prompts: list[str] = []
+    metric: Metric, parts: Mapping[str, tuple[BenchmarkEval, BenchmarkEval]]
+) -> tuple[list[Observation], list[Observation], int]:
+    """(before, after, samples without a pair), over the benchmarks."""
+    before: list[Observation] = []
+    after: list[Observation] = []
     missing = 0
-    for number, (old, new) in enumerate(parts):
+    for name, (old, new) in parts.items():
         keys = paired_keys(metric.judge, old, new)
-        before += [metric.holds(old.scores[metric.judge][key]) for key in keys.both]
-        after += [metric.holds(new.scores[metric.judge][key]) for key in keys.both]
-        prompts += [f"{number}:{prompt_id}" for prompt_id, _ in keys.both]
+        before += [Observation(f"{name} {key[0]}", old.scores[metric.judge][key]) for key in keys.both]
+        after += [Observation(f"{name} {key[0]}", new.scores[metric.judge][key]) for key in keys.both]
         missing += keys.missing
-    return before, after, missing, prompts
+    return before, after, missing
 
 
 def _measure(
-    rule: Rule, before: Sequence[bool], after: Sequence[bool], prompts: Sequence[str]
-) -> tuple[float, float, str]:
-    """(value, deciding bound, both in words)."""
-    n, now = len(after), 100 * sum(after) / len(after)
+    rule: Rule, metric: Metric, before: Sequence[Observation], after: Sequence[Observation], identity: str | None
+) -> tuple[float | None, float | None, str]:
+    """(value, deciding bound, both in words); a bound of None means that there is none, and the words say why."""
     if rule.paired:
-        value, interval = clustered_paired_difference(before, after, prompts)
-        bound, which = (interval.low, "lower") if rule.kind == "max_loss" else (interval.high, "upper")
-        shown = f"{100 * sum(before) / n:.1f} % before, {now:.1f} % now (n = {n}): difference {100 * value:+.1f} points"
-        limits = f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
-        demand = f"at least {-100 * rule.limit:+g}" if rule.kind == "max_loss" else f"at most {100 * rule.limit:+g}"
-        return value, bound, f"{shown}, {limits}; its {which} bound must be {demand}."
-    interval = clustered_rate(after, prompts)
-    bound, which = (interval.low, "lower") if rule.kind == "at_least" else (interval.high, "upper")
-    limits = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}"
-    demand = f"{rule.kind.replace('_', ' ')} {100 * rule.limit:g}"
-    return sum(after) / n, bound, f"{sum(after)} of {n}, {now:.1f} %, {limits}; its {which} bound must be {demand}."
+        return _measure_difference(rule, metric, before, after)
+    cell = measure(metric, after)
+    name = "mean" if metric.is_mean else "rate"
+    shown = "" if metric.is_mean else f"{cell['successes']} of {cell['n']}, "
+    if rule.corrected:
+        found = corrected(metric, after, identity).get("corrected")
+        if found is None:
+            remedy = f"`safeserve calibrate {rule.judge} --labels NAME --use`"
+            return None, None, f"judge {rule.judge} has no calibration to correct its rate with. Run {remedy}."
+        if found["rate"] is None:
+            return None, None, f"the rate cannot be corrected: {found['reason']}."
+        shown = f"{_number(metric, cell['rate'])} counted, "
+        cell = found
+    if cell["ci95"] is None:
+        return cell[name], None, "too few prompts for an interval."
+    low, high = cell["ci95"]
+    bound, which = (low, "lower") if rule.kind == "at_least" else (high, "upper")
+    shown += f"{_number(metric, cell[name])}{' corrected' if rule.corrected else ''}"
+    limits = f"95 % interval {_number(metric, low, bare=True)} to {_number(metric, high, bare=True)}"
+    demand = f"{rule.kind.replace('_', ' ')} {rule.limit if metric.is_mean else 100 * rule.limit:g}"
+    return cell[name], bound, f"{shown}, {limits}; its {which} bound must be {demand}."
+
+
+def _measure_difference(
+    rule: Rule, metric: Metric, before: Sequence[Observation], after: Sequence[Observation]
+) -> tuple[float | None, float | None, str]:
+    clusters = [cluster for cluster, _ in after]
+    old, new = ([metric.value(score) for _, score in side] for side in (before, after))
+    if metric.is_mean:
+        value, interval = clustered_paired_mean(old, new, clusters, BOOTSTRAP_SEED)
+    else:
+        value, interval = clustered_paired_difference([x > 0 for x in old], [x > 0 for x in new], clusters)
+    if interval is None:
+        return value, None, "too few prompts for an interval."
+    n, scale, digits = len(after), 1 if metric.is_mean else 100, 3 if metric.is_mean else 1
+    unit = "" if metric.is_mean else " points"
+    bound, which = (interval.low, "lower") if rule.kind == "max_loss" else (interval.high, "upper")
+    now = f"{_number(metric, sum(old) / n)} before, {_number(metric, sum(new) / n)} now (n = {n})"
+    limits = f"95 % interval {scale * interval.low:+.{digits}f} to {scale * interval.high:+.{digits}f}"
+    demand = f"at least {-scale * rule.limit:+g}" if rule.kind == "max_loss" else f"at most {scale * rule.limit:+g}"
+    shown = f"{now}: difference {scale * value:+.{digits}f}{unit}, {limits}; its {which} bound must be {demand}."
+    return value, bound, shown
+
+
+def _number(metric: Metric, value: float, bare: bool = False) -> str:
+    """A mean to three digits, a share in percent."""
+    if metric.is_mean:
+        return f"{value:.3g}"
+    return f"{100 * value:.1f}{'' if bare else ' %'}"

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from safeserve.evaluation.findings import Finding, shown
 from safeserve.evaluation.gate import Verdict
 from safeserve.evaluation.metrics import PROVISIONAL
 from safeserve.report.rows import (
@@ -27,6 +28,7 @@ WIDTH = 110
 """Columns where stdout is no terminal, so that a redirected table is not folded at 80."""
 OUTCOME_WORDS = {"pass": "passes", "fail": "fails", "no_verdict": "gets no verdict under"}
 _STYLES = {"better": "bold green", "worse": "bold red", "none": ""}
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _SIGNS = {"pass": ("✓", "green"), "fail": ("✗", "bold red"), "no_verdict": ("?", "bold yellow")}
 
 
@@ -112,6 +114,18 @@ def print_comparison(comparison: Mapping[str, Any], every: bool = False) -> None
 def print_verdict(verdict: Verdict) -> None:
     """Print a verdict with its reasons."""
     _print(verdict_view(verdict))
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print what hygiene found: rule, place, what is wrong, and the first ids that show it."""
+    lines: list[RenderableType] = []
+    for one in findings:
+        line = Text.assemble((f"{one.severity} {one.rule} ", _SEVERITY_STYLES[one.severity]), (one.where, "bold"))
+        line.append(f"\n  {one.message}")
+        if one.evidence:
+            line.append(f"\n  {shown(one.evidence)}", style="dim")
+        lines.append(line)
+    _print(Group(*(lines or [Text("Nothing found.")])))
 
 
 def print_outcome(
