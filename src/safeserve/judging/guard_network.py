@@ -116,7 +116,9 @@ def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 def body(folder: Path, layers: slice, dtype: torch.dtype) -> Any:
     """The embedded model's layers ``layers`` without the language-model head; the final norm only for its last one."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.layers = model.layers[layers]
     for index, layer in enumerate(model.layers):
@@ -200,7 +202,9 @@ class GuardNetwork:
 
     def probabilities(self, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Calibrated P(unsafe)."""
-        return np.asarray(1.0 / (1.0 + np.exp(-(self.spec.slope * logits + self.spec.intercept))))
+        from scipy.special import expit
+
+        return np.asarray(expit(self.spec.slope * logits + self.spec.intercept))
 
 
 def write_guard(file: Path, spec: GuardSpec, tensors: dict[str, Tensor]) -> None:

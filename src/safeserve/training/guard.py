@@ -93,7 +93,7 @@ class GuardPolicy:
 
         self.options = recipe.training
         self.device: Literal["cpu"] = "cpu"
-        self.token_budget = recipe.training.token_budget or 4096
+        self.token_budget = recipe.training.token_budget or 2048
         set_seed(recipe.seed)
         upper = body(folder, slice(recipe.adapted_from, recipe.depth), dtype)
         upper.embed_tokens = nn.Embedding(1, 1)  # never asked: the lower layers' states come in

@@ -118,5 +118,5 @@ class GuardRecipe(Options):
     seed: int = 7
     """Draws the rows, splits the prompts, orders the steps."""
     training: TrainOptions = TrainOptions(
-        learning_rate=5e-4, epochs=2, batch_size=32, token_budget=4096, checkpoint_steps=100
+        learning_rate=5e-4, epochs=2, batch_size=32, token_budget=2048, checkpoint_steps=100
     )
