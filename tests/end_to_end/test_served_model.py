@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from safeserve.core.runs import read_jsonl, write_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +59,8 @@ def served() -> Iterator[tuple[str, str]]:
             pytest.fail("transformers serve did not become ready")
         yield f"http://127.0.0.1:{port}/v1", str(folder)
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()  # it holds nothing that wants an orderly end
+        process.wait()
 
 
 def test_a_served_model_is_measured_judged_and_compared(
@@ -65,42 +68,43 @@ def test_a_served_model_is_measured_judged_and_compared(
 ) -> None:
     url, model = served
     monkeypatch.setenv("SAFESERVE_CACHE", str(tmp_path / "cache"))
-    common = ["--server", url, "--limit", "2", "--judge", "refusal", "--judge", "short_answer", "--quiet"]
-    for name in ("one", "two"):
-        ran = cli_here("eval", model, *common, "--name", name)
-        assert ran.code == 0, ran.stderr
-    folders = [tmp_path / "runs" / name / "evals" / "base" for name in ("one", "two")]
-    summary = json.loads((folders[0] / "summary.json").read_text())
-    assert summary["dtype"] == "served"
-    lines = (folders[0] / "starter-helpful" / "completions.jsonl").read_text().splitlines()
-    assert len(lines) == 2
-    assert all(json.loads(line)["text"] for line in lines)
-    assert lines == (folders[1] / "starter-helpful" / "completions.jsonl").read_text().splitlines()  # greedy
+    evaluate = {"limit": 1, "sampling": {"max_new_tokens": 6}, "judges": ["refusal", "short_answer"]}
+    tree = {"model": model, "server": {"base_url": url, "timeout": 400.0}, "evaluate": evaluate}
+    (tmp_path / "served-recipe.yaml").write_text(json.dumps(tree))
+    ran = cli_here("run", "served-recipe.yaml", "--name", "one", "--quiet")
+    assert ran.code == 0, ran.stderr
+    one, two = (tmp_path / "runs" / name / "evals" / "base" for name in ("one", "two"))
+    assert json.loads((one / "summary.json").read_text())["dtype"] == "served"
+    (row,) = read_jsonl(one / "starter-look-alike" / "completions.jsonl")
+    assert row["text"]
+    assert row["finish_reason"] in ("stop", "length")
+    assert row["prompt_tokens"] > 10
 
-    # The second model's answers become other texts, so that the judge has something to compare.
-    changed = [{**json.loads(line), "text": "I would rather not say."} for line in lines]
-    path = folders[1] / "starter-helpful" / "completions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    # The second model gives another answer, so that the judge has something to compare.
+    shutil.copytree(one.parents[1], two.parents[1])
+    write_jsonl(two / "starter-look-alike" / "completions.jsonl", [{**row, "text": "I would rather not say."}])
     judge = tmp_path / "served.yaml"
-    judge.write_text(json.dumps({"kind": "pairwise", "base_url": url, "model": model, "max_tokens": 12}))
+    judge.write_text(json.dumps({"kind": "pairwise", "base_url": url, "model": model, "max_tokens": 6, "timeout": 400}))
     ran = cli_here("compare", "one:base", "two:base", "--win-rate", judge, "--null-test", "--json")
     # A model of 135M parameters may not give one readable verdict; that is said, and is no verdict (exit code 4).
     assert ran.code in (0, 4), ran.stderr
     if ran.code == 0:
-        part = json.loads(ran.stdout)["benchmarks"]["starter-look-alike"]["win_rate"]
-        assert part["win_rate"] == 0.5
-        assert part["identical"] == 2
+        parts = json.loads(ran.stdout)["benchmarks"]
+        assert parts["starter-helpful"]["win_rate"]["identical"] == 1
+        assert parts["starter-look-alike"]["win_rate"]["n_scored"] == 1
     else:
         assert "has a verdict of the judge" in ran.stderr
 
     guard = tmp_path / "guard.yaml"
-    guard.write_text(json.dumps({"kind": "llm_guard", "base_url": url, "model": model, "max_tokens": 12}))
+    guard.write_text(
+        json.dumps({"kind": "llm_guard", "base_url": url, "model": model, "max_tokens": 6, "timeout": 400})
+    )
     ran = cli_here("score", "one:base", "--judge", guard, "--json")
     assert ran.code == 0, ran.stderr
-    scores = folders[0] / "starter-harmful" / "scores" / "guard-guard.jsonl"
-    rows = [json.loads(line) for line in scores.read_text().splitlines()]
-    assert len(rows) == 2
-    assert all(row["label"] in ("safe", "unsafe") or row["reason"] for row in rows)
-    ran = cli_here("eval", "another/model", *common, "--name", "unknown")
+    (score,) = read_jsonl(one / "starter-harmful" / "scores" / "guard-guard.jsonl")
+    assert score["label"] in ("safe", "unsafe") or score["reason"]
+    ran = cli_here(
+        "eval", "another/model", "--server", url, "--limit", "1", "--judge", "refusal", "--judge", "short_answer"
+    )
     assert ran.code == 2
     assert 'does not answer for model "another/model"' in ran.stderr
