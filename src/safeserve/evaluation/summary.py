@@ -115,10 +115,10 @@ def corrected(metric: Metric, scored: Sequence[tuple[str, Score]], identity: str
     share = sum(hits) / len(hits)
     positive = share if metric.counts == "positive" else 1 - share
     shown = {side: known[side]["value"] for side in ("sensitivity", "specificity")}
-    sides = (Known(known[side]["value"], known[side]["n_effective"]) for side in shown)
+    sensitivity, specificity = (Known(known[side]["value"], known[side]["n_effective"]) for side in shown)
     result: dict[str, Any] = {"rate": None, "ci95": None, **shown, "labels": known["labels"]}
     try:
-        rate_of_positive, interval = rogan_gladen(positive, size, *sides)
+        rate_of_positive, interval = rogan_gladen(positive, size, sensitivity, specificity)
     except ValueError as error:
         return {"corrected": {**result, "reason": str(error)}}
     bounds = [interval.low, interval.high]

@@ -65,7 +65,9 @@ def save(judge: Judge, labels: str, result: dict[str, Any], use: bool) -> Path:
     """Keep a calibration; with ``use`` it is the one that corrects rates for its question from now on."""
     path = _folder() / f"{judge.identity}.json"
     with lock(path.with_suffix(".lock.d")):
-        kept = read_json(path) if path.is_file() else {"judge": judge.name, "identity": judge.identity, "sets": {}}
+        kept: dict[str, Any] = {"judge": judge.name, "identity": judge.identity, "sets": {}}
+        if path.is_file():
+            kept = read_json(path)
         kept["sets"][labels] = result
         if use:
             kept.setdefault("use", {})[result["question"]] = labels
