@@ -261,7 +261,7 @@ def train_guard(recipe: GuardRecipe, root: str | None, out: Path, quiet: bool = 
         "rows": {name: len(part) for name, part in found.items()},
         "licences": {name: get_set(name).licence for name in found},
         "validation_rows": len(held),
-        "validation": validation_report(held, logits),
+        "validation": validation_report(held, logits, {row.id: name for name, part in found.items() for row in part}),
         "calibration": {"slope": final.slope, "intercept": final.intercept, "threshold": final.threshold},
         "training": result,
         "sha256": sha256_file(out),
@@ -285,12 +285,14 @@ def calibrated(spec: GuardSpec, held: Sequence[LabelledAnswer], logits: Sequence
     return spec.model_copy(update={"slope": slope, "intercept": intercept})
 
 
-def validation_report(held: Sequence[LabelledAnswer], logits: Sequence[float] | Floats) -> dict[str, Any]:
-    """AUROC on the held-out prompts by the id's stem (its labelled set); None where one class is missing."""
+def validation_report(
+    held: Sequence[LabelledAnswer], logits: Sequence[float] | Floats, origin: Mapping[str, str]
+) -> dict[str, Any]:
+    """AUROC on the held-out prompts of each labelled set (``origin``: row id to set); None where a class is missing."""
     groups: dict[str, list[tuple[bool, float]]] = {}
     for row, z in zip(held, logits, strict=True):
         if row.pair is None:
-            groups.setdefault(row.id.rsplit("-", 1)[0], []).append(((row.unsafe or 0.0) >= 0.5, float(z)))
+            groups.setdefault(origin[row.id], []).append(((row.unsafe or 0.0) >= 0.5, float(z)))
     report: dict[str, Any] = {}
     for name, rows in sorted(groups.items()):
         unsafe = [u for u, _ in rows]
