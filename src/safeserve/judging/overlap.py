@@ -139,7 +139,7 @@ class BertScore:
         layers = hub.model.config.num_hidden_layers
         if self.layer > layers:
             raise UserError(f"judge {self.name}: layer: {self.options.model} has {layers} layers, not {self.layer}.")
-        encoder = getattr(hub.model, "encoder", None)
+        encoder: Any = getattr(hub.model, "encoder", None)
         if hasattr(encoder, "layer"):
             encoder.layer = encoder.layer[: self.layer]
         return hub
