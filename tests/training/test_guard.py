@@ -19,6 +19,7 @@ from safeserve.data import labels
 from safeserve.data.labelled import LabelledAnswer, LabelledSet
 from safeserve.judging.guard_network import GuardNetwork, Reading
 from safeserve.models import embedded
+from safeserve.pipeline.guard import load_guard_recipe, shipped_guards
 from safeserve.training import guard as training
 from safeserve.training.guard import (
     Example,
@@ -161,3 +162,18 @@ def test_a_guard_learns_and_a_killed_training_goes_on(
     assert again == json.loads(killed.with_suffix(".json").read_text())
     with pytest.raises(UserError, match="changed: recipe"):
         train_guard(recipe(sources={"one": None}), None, killed, quiet=True)
+
+
+def test_options_that_would_not_act_are_refused() -> None:
+    with pytest.raises(UserError, match="lora_dropout, save: would be ignored"):
+        recipe(training={"lora_dropout": 0.1, "save": "merged", "epochs": 1})
+
+
+@pytest.mark.parametrize("name", sorted(shipped_guards()))
+def test_shipped_recipes_are_read_and_test_on_nothing_they_learn(name: str) -> None:
+    chosen = load_guard_recipe(name)
+    assert chosen.name == name
+    assert not set(chosen.sources) & set(chosen.held_out)
+    assert {"beavertails_30k_test", "gptfuzz_evaluate", "paper_sit"} <= set(chosen.held_out)
+    licences = {labels.get_set(source).permissive for source in chosen.sources}
+    assert licences == ({True} if name == "permissive" else {True, False})

@@ -93,6 +93,27 @@ class DpoOptions(TrainOptions):
         return self
 
 
+class GuardTraining(TrainOptions):
+    """How a guard is trained: of the options of SIT and DPO those that act."""
+
+    epochs: int = Field(2, ge=1)
+    """Passes over the training rows, each in a new random order."""
+    batch_size: int = Field(32, ge=1)
+    """Answers (or pairs) in an optimiser step."""
+    token_budget: int | None = Field(2048, ge=1)
+    """Padded tokens in a micro-batch."""
+    checkpoint_steps: int | None = Field(100, ge=1)
+    """A checkpoint every this many steps, from which a killed training resumes; null for none."""
+
+    @model_validator(mode="after")
+    def _no_ignored_option(self) -> Self:
+        acting = {"lora_rank", "lora_alpha", "learning_rate", "epochs", "batch_size", "token_budget", "warmup_ratio"}
+        acting |= {"schedule", "max_grad_norm", "weight_decay", "checkpoint_steps"}
+        if ignored := sorted(self.model_fields_set - acting):
+            raise UserError(f"{', '.join(ignored)}: would be ignored in the training of a guard. Remove it.")
+        return self
+
+
 class GuardRecipe(Options):
     """What a guard learns from, and how. One file of the recipes folder."""
 
@@ -117,6 +138,5 @@ class GuardRecipe(Options):
     """Of a longer prompt the last ones are read."""
     seed: int = 7
     """Draws the rows, splits the prompts, orders the steps."""
-    training: TrainOptions = TrainOptions(
-        learning_rate=5e-4, epochs=2, batch_size=32, token_budget=2048, checkpoint_steps=100
-    )
+    training: GuardTraining = GuardTraining()
+    """Steps, rates, checkpoints."""
