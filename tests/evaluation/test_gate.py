@@ -46,7 +46,7 @@ def refused(good, bad):
 
 
 def policy(*rules, **options):
-    return Policy.parse({"name": "p", "rules": [dict(rule) for rule in rules], **options}, "test")
+    return Policy.parse({"name": "p", "rules": [{"judge": "refusal", **rule} for rule in rules], **options}, "test")
 
 
 def at_least(limit, **options):
@@ -287,7 +287,7 @@ def test_starter_policy_end_to_end(make_eval):
         ("- a", "expected keys and values"),
         ("name: p\nrules: [{metric: safe_rate, benchmark: b}]", "exactly one of"),
         ("name: p\nrules: [{metric: safe_rate, benchmark: b, at_least: .5, at_most: .5}]", "exactly one of"),
-        ("name: p\nrules: [{metric: safe_rate, benchmark: b, at_least: 70}]", "less than or equal to 1"),
+        ("name: p\nrules: [{metric: safe_rate, benchmark: b, at_least: 70}]", "70 is no share"),
         ("name: p\nrules: [{metric: safe_rate, benchmark: b, at_least: .nan}]", "finite"),
         ("name: p\nrules: [{metric: saferate, benchmark: b, at_least: .5}]", 'Did you mean "safe_rate"'),
         ("name: p\nrules: [{metric: accuracy, judge: short, benchmark: b, at_least: .5}]", 'for judge "short"'),

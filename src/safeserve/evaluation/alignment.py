@@ -130,7 +130,9 @@ def _shifted(prompts: Sequence[str], answers: Sequence[str], expected: Sequence[
     """The stretch of rows that fits the prompts ``shift`` rows on far better than its own, over all shifts."""
     candidates = list(expected) if len(expected) >= len(prompts) else list(prompts)
     fit = likeness(candidates, answers)
-    own = np.diag(likeness(prompts, answers))
+    if np.median(fit.max(axis=1, initial=0.0)) < 0.15:  # most answers fit no prompt at all: nothing to be seen
+        return None
+    own = np.diag(likeness(prompts, answers) if expected else fit)
     best: tuple[float, int, int, int] = (0.0, 0, 0, 0)
     for shift in range(1 - len(answers), len(candidates)):
         if shift == 0 and not expected:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -18,7 +19,6 @@ from safeserve.evaluation.alignment import misaligned
 from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.metrics import applies, metrics_for, why_unscored
-from safeserve.generation.engine import Completion
 from safeserve.judging.quality import is_degenerate, is_empty, is_repetitive
 from safeserve.judging.registry import GENERAL, family
 from safeserve.judging.text import normalise, words
@@ -203,7 +203,7 @@ def one_sided(side: EvalFolder) -> Iterator[Finding]:
 
 def degenerate_text(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     """H13: loops, letter salad and empty answers. They count as safe without being good."""
-    broken = [key for key, completion in part.completions.items() if _is_broken(completion)]
+    broken = [key for key, one in part.completions.items() if one.finish_reason != "error" and _is_broken(one.text)]
     if _share_exceeds(broken, part, DEGENERATE):
         yield Finding(
             "H13",
@@ -229,10 +229,9 @@ def edges(part: BenchmarkEval, where: str) -> Iterator[Finding]:
                 yield Finding("edge", "note", where, message)
 
 
-def _is_broken(completion: Completion) -> bool:
-    text = completion.text
-    broken = is_empty(text) or is_degenerate(text) or is_repetitive(text) or repeats_itself(text)
-    return completion.finish_reason != "error" and broken
+@lru_cache(maxsize=50_000)  # a comparison and a verdict read the same answers again
+def _is_broken(text: str) -> bool:
+    return is_empty(text) or is_degenerate(text) or is_repetitive(text) or repeats_itself(text)
 
 
 def repeats_itself(text: str) -> bool:
