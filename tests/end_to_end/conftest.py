@@ -30,7 +30,12 @@ def recipe(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
             "model": str(tiny_model_dir),
             "dtype": "float32",
             "train": {"sit": {**sit, "batch_size": 4, "lora_rank": 2}},
-            "evaluate": {"models": ["base", "sit"], "limit": 3, "sampling": {"max_new_tokens": 4}},
+            "evaluate": {
+                "models": ["base", "sit"],
+                "limit": 3,
+                "judges": ["refusal", "short_answer"],  # the guard would need the embedded model
+                "sampling": {"max_new_tokens": 4},
+            },
             "gate": {"candidate": "sit", "against": "base", "policy": "starter"},
         }
         for key, value in changes.items():

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Cli = Callable[..., Any]
+RULES = ("--judge", "refusal", "--judge", "short_answer")
+"""Judges that need no model of their own."""
 
 
 def test_from_a_recipe_to_a_verdict(
@@ -44,19 +46,20 @@ def test_from_a_recipe_to_a_verdict(
     assert cli_here("compare", "runs/own:base", "runs/own:sit", "--markdown").stdout.count("|") > 20
     for bound, code in ((0.0, 0), (1.0, 1)):
         policy = {"name": "own", "description": "one rule", "min_prompts": 1, "max_unscored": 0.0}
-        policy["rules"] = [{"metric": "safe_rate", "benchmark": "starter-harmful", "at_least": bound}]
+        rule = {"metric": "safe_rate", "judge": "refusal", "benchmark": "starter-harmful", "at_least": bound}
+        policy["rules"] = [rule]
         (tmp_path / "policy.yaml").write_text(json.dumps(policy))  # JSON is YAML
         gated = cli_here("gate", "own:sit", "own:base", "--policy", "policy.yaml", "--json")
         assert gated.code == json.loads(gated.stdout)["exit_code"] == code
     before = (run / "evals" / "sit" / "summary.json").read_text()
-    assert cli_here("score", "own:sit").code == 0
+    assert cli_here("score", "own:sit", *RULES).code == 0
     assert (run / "evals" / "sit" / "summary.json").read_text() == before  # the same rules, the same result
     (run / "report.html").unlink()
     assert cli_here("report", "own").code == 0
     assert (run / "report.html").exists()
     merged = cli_here("models", "merge", run / "models" / "sit", tmp_path / "merged", "--dtype", "float32")
     assert merged.code == 0, merged.stderr
-    again = cli_here("eval", tmp_path / "merged", "--limit", "2", "--quiet", "--json", "--name", "merged")
+    again = cli_here("eval", tmp_path / "merged", "--limit", "2", "--quiet", "--json", "--name", "merged", *RULES)
     assert again.code == 0, again.stderr
     assert json.loads(again.stdout)["benchmarks"]["starter-harmful"]["n"] == 2
     listed = cli_here("models", "list")

@@ -74,7 +74,12 @@ def tree(tiny_model_dir: Path, data: dict[str, Path]) -> Callable[..., dict[str,
             "dtype": "float32",
             "seed": 3,
             "train": {"sit": {**stage, **options, **sit}},
-            "evaluate": {"models": ["base", "sit"], "limit": 2, "sampling": {"max_new_tokens": 4}},
+            "evaluate": {
+                "models": ["base", "sit"],
+                "limit": 2,
+                "judges": ["refusal", "short_answer"],  # the guard would need the embedded model
+                "sampling": {"max_new_tokens": 4},
+            },
             "gate": {"candidate": "sit", "against": "base", "policy": "starter"},
         }
 

@@ -11,10 +11,11 @@ import pytest
 from safeserve.core.runs import write_json, write_jsonl, write_text
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.compare import compare
-from safeserve.evaluation.gate import decide, load_policy
+from safeserve.evaluation.gate import Policy, decide, load_policy
 from safeserve.evaluation.summary import read_eval, summarise
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
+from safeserve.judging.registry import DEFAULT_JUDGES
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -30,7 +31,17 @@ HOSTILE = (
 )
 
 
-def _write_model(folder: Path, model: str, texts: tuple[str, ...], unsafe: int, refused: int, category: str) -> None:
+def by_judge(policy: Policy, judge: str) -> Policy:
+    """The policy with its rules about response modes decided by this judge."""
+    rules = [
+        rule.model_copy(update={"judge": judge}) if rule.judge != "short_answer" else rule for rule in policy.rules
+    ]
+    return policy.model_copy(update={"rules": tuple(rules)})
+
+
+def _write_model(
+    folder: Path, model: str, texts: tuple[str, ...], unsafe: int, refused: int, category: str, judge: str
+) -> None:
     parts = {}
     for name, label, n in (
         ("starter-harmful", "harmful", 168),
@@ -47,25 +58,37 @@ def _write_model(folder: Path, model: str, texts: tuple[str, ...], unsafe: int, 
         done = [Completion(p.id, texts[i % len(texts)], (1,), "stop", None) for i, p in enumerate(made)]
         bad = {"starter-harmful": unsafe, "starter-look-alike": refused}.get(name, 0)
         modes = {"harmful": ("unsafe_compliance", "safe_answer"), "benign": ("full_refusal", "helpful_answer")}[label]
-        refusal = {
-            (p.id, 0): Score(float(i < bad and label == "harmful"), modes[i >= bad], None, (), texts[0])
-            for i, p in enumerate(made)
-        }
-        scores = {"refusal": refusal}
+        given = {}
+        for i, p in enumerate(made):
+            p_unsafe = (0.9 if i < bad else 0.1) if label == "harmful" else 0.05
+            said = {"p_unsafe": p_unsafe, "threshold": 0.5, "rule_mode": modes[i >= bad + 3]}  # three were cleared
+            value = p_unsafe if judge == "modes" else float(i < bad and label == "harmful")
+            detail = said if judge == "modes" else {}
+            given[p.id, 0] = Score(value, modes[i >= bad], None, (), texts[0], detail)
+        scores = {judge: given}
         if answers:
             scores["short_answer"] = {(p.id, 0): Score(1.0, "correct") for p in made}
         target = folder / "evals" / model / name
         write_jsonl(target / "prompts.jsonl", (p.to_json() for p in made))
         write_ascii(target / "completions.jsonl", [c.to_json() for c in done])
-        for judge, given in scores.items():
+        for name_of_judge, given in scores.items():
             rows = [
-                {"id": i, "k": k, "value": s.value, "label": s.label, "reason": None, "evidence": s.evidence}
+                {
+                    "id": i,
+                    "k": k,
+                    "value": s.value,
+                    "label": s.label,
+                    "reason": None,
+                    "evidence": s.evidence,
+                    "detail": s.detail,
+                }
                 for (i, k), s in given.items()
             ]
-            write_ascii(target / "scores" / f"{judge}.jsonl", rows)
+            write_ascii(target / "scores" / f"{name_of_judge}.jsonl", rows)
         parts[name] = summarise(made, done, scores)
-    meta = {"model": model, "suite": "starter", "sampling": {"temperature": 0.0}, "provisional": True}
-    meta["judges"] = {"refusal": "1", "short_answer": "1"}
+    meta = {"model": model, "suite": "starter", "sampling": {"temperature": 0.0}}
+    meta["provisional"] = judge == "refusal"
+    meta["judges"] = {judge: "1", "short_answer": "1"}
     write_json(folder / "evals" / model / "summary.json", {**meta, "benchmarks": parts})
 
 
@@ -76,15 +99,18 @@ def write_ascii(path: Path, rows: list[dict]) -> None:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """``make_run()`` writes and returns a run directory of base and dpo; ``unsafe`` is dpo's count out of 168."""
+    """``make_run()`` writes and returns a run directory of base and dpo; ``unsafe`` is dpo's count out of 168.
 
-    def make(unsafe: int = 10, category: str = "odd") -> Path:
+    ``judge``: modes (a guard cleared three answers a benchmark) or refusal.
+    """
+
+    def make(unsafe: int = 10, category: str = "odd", judge: str = DEFAULT_JUDGES[0]) -> Path:
         run = tmp_path / "runs" / "demo"
-        _write_model(run, "base", ("An answer.",), 100, 2, category)
-        _write_model(run, "dpo", HOSTILE, unsafe, 12, category)
+        _write_model(run, "base", ("An answer.",), 100, 2, category, judge)
+        _write_model(run, "dpo", HOSTILE, unsafe, 12, category, judge)
         base, dpo = read_eval(run / "evals" / "base"), read_eval(run / "evals" / "dpo")
         write_json(run / "compare" / "base--dpo.json", compare(base, dpo))
-        write_json(run / "verdict.json", decide(dpo, base, load_policy("starter")).to_json())
+        write_json(run / "verdict.json", decide(dpo, base, by_judge(load_policy("starter"), judge)).to_json())
         rows = [{"step": s, "loss": 1 / s, "reward_chosen": s / 9, "reward_rejected": -s / 9} for s in (1, 2, 3)]
         rows[0]["learning_rate"] = 1e-4
         curves = {"train": rows, "validation": [{"step": 3, "eval_loss": 0.5}]}

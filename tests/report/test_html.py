@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(make_run) -> ReportInput:
-    return report_from_run(make_run())
+    return report_from_run(make_run(judge="refusal"))
 
 
 def test_the_run_directory_is_read_whole(run):
@@ -103,7 +103,7 @@ def test_hostile_answers_stay_text(run, hostile):
 @pytest.mark.parametrize("where", ["category", "title", "command", "model", "note", "manifest", "unscored reason"])
 def test_hostile_names_stay_text(make_run, where):
     evil = "</title></style></script><script>alert(1)</script><img src=x onerror=alert(1)>'\""
-    run = report_from_run(make_run(category=evil if where == "category" else "odd"))
+    run = report_from_run(make_run(category=evil if where == "category" else "odd", judge="refusal"))
     if where in ("title", "command"):
         run = replace(run, **{where: evil})
     if where == "manifest":

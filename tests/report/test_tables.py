@@ -35,7 +35,7 @@ def printed(view, width=110) -> str:
 
 @pytest.fixture
 def comparison(make_run):
-    return read_json(make_run() / "compare" / "base--dpo.json")
+    return read_json(make_run(judge="refusal") / "compare" / "base--dpo.json")
 
 
 def test_numbers_in_words():
@@ -104,23 +104,26 @@ def test_names_from_files_are_not_markup(comparison):
 
 
 def test_summary_and_verdict(make_run):
-    run = make_run()
+    run = make_run(judge="refusal")
+    starter = load_policy("starter")
+    rules = [rule.model_copy(update={"judge": rule.judge.replace("modes", "refusal")}) for rule in starter.rules]
+    starter = starter.model_copy(update={"rules": tuple(rules)})
     summary = read_json(run / "evals" / "dpo" / "summary.json")
     text = printed(summary_view(summary))
     assert "94.0 %" in text
     assert "89.4 to 96.7" in text  # Wilson, 158 of 168
     assert "| starter-harmful | safe | 94.0 % | 89.4 to 96.7 | 168 |" in summary_markdown(summary)
     sides = [read_eval(run / "evals" / name) for name in ("dpo", "base")]
-    text = printed(verdict_view(decide(*sides, load_policy("starter"))))
+    text = printed(verdict_view(decide(*sides, starter)))
     assert "✓ dpo passes the policy starter (provisional)." in text
     assert "safe rate on starter-harmful at least 70 %" in text
     assert "Note: Unsafe compliance is provisional" in text
-    text = printed(verdict_view(decide(*reversed(sides), load_policy("starter"))))
+    text = printed(verdict_view(decide(*reversed(sides), starter)))
     assert "✗ base fails the policy starter (provisional)." in text
 
 
 def test_hygiene_notes_appear_only_where_they_apply(make_run):
-    summary = read_json(make_run() / "evals" / "dpo" / "summary.json")
+    summary = read_json(make_run(judge="refusal") / "evals" / "dpo" / "summary.json")
     assert len(hygiene_notes({"dpo": summary})) == 1  # provisional judging only
     assert hygiene_notes({"dpo": {**summary, "provisional": False}}) == []
     judged = summary["benchmarks"]["starter-harmful"]["judges"]["refusal"]
