@@ -185,4 +185,4 @@ def _by_value(positive: ArrayLike, values: ArrayLike, weights: ArrayLike | None)
     distinct, index = np.unique(scores, return_inverse=True)
     yes = np.bincount(index, weights=truth * weight, minlength=len(distinct))
     no = np.bincount(index, weights=(1 - truth) * weight, minlength=len(distinct))
-    return yes, no
+    return yes.astype(np.float64), no.astype(np.float64)

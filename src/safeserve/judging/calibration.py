@@ -155,8 +155,8 @@ def _verdicts(truth: Any, calls: Sequence[bool | None], groups: Sequence[str]) -
 
 def _share(among: Any, hit: Any, groups: Sequence[str]) -> dict[str, Any] | None:
     """Share of ``hit`` among the rows of ``among``; ``n_effective`` is what its grouped rows are worth."""
-    rows = np.flatnonzero(among)
-    if not rows.size:
+    rows = np.flatnonzero(among).tolist()
+    if not rows:
         return None
     hits = [bool(hit[row]) for row in rows]
     names = [groups[row] for row in rows]
@@ -212,9 +212,9 @@ def _by_category(
 ) -> dict[str, Any]:
     """Per category n, positives, AUROC, sensitivity and specificity, without intervals."""
     members: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
+    for number, row in enumerate(rows):
         for category in categories(row):
-            members[category].append(index)
+            members[category].append(number)
     result = {}
     for category in sorted(name for name, index in members.items() if len(index) >= SMALLEST_CATEGORY):
         index = members[category]
