@@ -95,6 +95,18 @@ def test_what_is_stored_reads_back(tmp_path):
         write_eval(side, tmp_path / "evals" / "old")
 
 
+def test_score_makes_an_evaluation_that_other_commands_take(cli_here, tmp_path):
+    pair(tmp_path)
+    shown = ["--map", "guard=verdict", "--label", "harmful", "--judge", "refusal"]
+    assert "--out" in cli_here("score", "a_*.json", *shown).stderr
+    assert cli_here("score", "old=a_*.json", *shown, "--out", "evals/old").code == 0
+    stored = json.loads((tmp_path / "evals" / "old" / "summary.json").read_text())
+    assert set(stored["benchmarks"]["first"]["judges"]) == {"guard", "refusal"}
+    assert {finding["rule"] for finding in stored["findings"]} >= {"H12"}
+    ran = cli_here("compare", "evals/old", "new=b_*.json", *shown, "--json")
+    assert json.loads(ran.stdout)["benchmarks"]["first"]["judge"]["guard"]["safe_rate"]["fixed"] == 1
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from safeserve.cli.common import RUNS, command_line, next_commands, print_json, quiet_libraries
+from safeserve.cli.foreign import BENCHMARK, LABEL, MAP, foreign_options
 from safeserve.cli.run import JSON, LIMIT, NAME, OUT, QUIET, REDO, SEED
 from safeserve.core.errors import UserError
 
@@ -106,16 +107,29 @@ def _capability(
 
 
 def score(
-    target: str = typer.Argument(help="RUN:MODEL, or an evals/MODEL folder."),
+    target: str = typer.Argument(help="RUN:MODEL, an evals/MODEL folder, or foreign completions (with --out)."),
     judge: list[str] = typer.Option(None, "--judge", help="Judges; may be repeated. The usual ones when not given."),
+    mapping: list[str] = MAP,
+    label: str | None = LABEL,
+    benchmark: str | None = BENCHMARK,
+    out: Path | None = typer.Option(None, "--out", help="Foreign files: the evals/MODEL folder to make of them."),
     as_json: bool = JSON,
 ) -> None:
     """Judge what a model answered, again or by another judge, without generating anything."""
     from safeserve.evaluation.evaluate import rescore
     from safeserve.evaluation.folder import find_eval
+    from safeserve.evaluation.foreign import is_foreign, read_foreign, write_eval
     from safeserve.judging.registry import DEFAULT_JUDGES
 
-    folder = find_eval(target)
+    if is_foreign(target):
+        if out is None:
+            raise UserError(f"{target}: say with --out which folder to make of these completions, e.g. evals/theirs.")
+        write_eval(read_foreign(target, foreign_options(mapping, label, benchmark)), out)
+        target, folder = str(out), out
+    elif out is not None:
+        raise UserError("--out: would be ignored; the scores of an own evaluation are kept in it.")
+    else:
+        folder = find_eval(target)
     summary = rescore(folder, judge or DEFAULT_JUDGES)
     if as_json:
         print_json(summary)

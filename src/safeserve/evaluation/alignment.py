@@ -43,7 +43,11 @@ def likeness(prompts: Sequence[str], answers: Sequence[str]) -> Matrix:
     distinct = dict(zip(prompts, words, strict=True))
     counts = Counter(word for found in distinct.values() for word in found)
     column = {word: place for place, word in enumerate(counts)}
-    weights = np.log((len(distinct) + 1) / np.array([counts[word] for word in column], dtype=float)) if column else []
+    weights: Matrix = (
+        np.log((len(distinct) + 1) / np.array([counts[word] for word in column], dtype=float))
+        if column
+        else np.zeros(0)
+    )
 
     def table(texts: Sequence[set[str]]) -> Matrix:
         found = np.zeros((len(texts), len(column)))
@@ -141,7 +145,7 @@ def _shifted(prompts: Sequence[str], answers: Sequence[str], expected: Sequence[
         rows = np.arange(low, high)
         if len(rows) < FEWEST:
             continue
-        same = np.array([candidates[i + shift] == prompts[i] for i in rows])
+        same = np.array([candidates[i + shift] == prompts[i] for i in range(low, high)])
         gain = np.where(same, -1.0, fit[rows, rows + shift] - own[rows] - 0.15)
         total, start, stop = _best_stretch(gain)
         if total > best[0]:

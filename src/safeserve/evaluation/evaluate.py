@@ -13,6 +13,7 @@ from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, find_benchmark
 from safeserve.evaluation.folder import read_eval
+from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion, Sampling, WaveEngine
@@ -140,8 +141,7 @@ def evaluate(
         "left_out": [asdict(gap) for gap in left_out],
         "benchmarks": parts,
     }
-    write_json(folder / "summary.json", summary)
-    return summary
+    return _checked(folder, summary)
 
 
 def _chooser(engine: WaveEngine, benchmark: Benchmark) -> WaveEngine:
@@ -181,6 +181,13 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
         "provisional": by_rules_alone(identities),
         "benchmarks": parts,
     }
+    return _checked(folder, summary)
+
+
+def _checked(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write the summary with what the hygiene rules find in the folder; returns it."""
+    write_json(folder / "summary.json", summary)
+    summary = {**summary, "findings": [finding.to_json() for finding in check_side(read_eval(folder))]}
     write_json(folder / "summary.json", summary)
     return summary
 

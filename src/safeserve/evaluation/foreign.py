@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -126,13 +127,19 @@ def adopt_ids(foreign: EvalFolder, own: EvalFolder) -> EvalFolder:
 
 
 def write_eval(side: EvalFolder, folder: Path) -> None:
-    """Store foreign completions as ``evals/MODEL``, so that every other command takes them."""
+    """Store foreign completions as ``evals/MODEL``, so that every other command takes them.
+
+    Raises:
+        UserError: the folder holds an evaluation already, or a published score is not a finite number.
+    """
     if (folder / "summary.json").exists():
         raise UserError(f"{folder}: holds an evaluation already. Choose another folder with --out.")
     for name, part in side.benchmarks.items():
         write_jsonl(folder / name / "prompts.jsonl", (prompt.to_json() for prompt in part.prompts.values()))
         write_jsonl(folder / name / "completions.jsonl", (c.to_json() for c in part.completions.values()))
         for judge, scores in part.scores.items():
+            if broken := [i for (i, _), s in scores.items() if s.value is not None and not math.isfinite(s.value)]:
+                raise UserError(f'{name}: {judge} of "{broken[0]}" is not a finite number. Leave such scores empty.')
             rows = [score_row(part.completions[key], score) for key, score in scores.items()]
             write_jsonl(folder / name / "scores" / f"{judge}.jsonl", rows)
     write_json(folder / "summary.json", dict(side.meta))
@@ -220,8 +227,9 @@ def _read_row(
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'{where}: "{columns.fields["prompt"]}" holds no prompt (found: {text!r}).')
     text = text.strip()
-    if isinstance(values.get("input"), str) and values["input"].strip():
-        text += "\n\n" + values["input"].strip()
+    extra = values.get("input")
+    if isinstance(extra, str) and extra.strip():
+        text += "\n\n" + extra.strip()
     given = values.get("id")
     if given is None or not str(given).strip():
         given = f"{benchmark.lower()}-{hashlib.sha256(_spelling(text).encode()).hexdigest()[:12]}"

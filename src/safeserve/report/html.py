@@ -18,6 +18,7 @@ from safeserve.report.charts import MODE_ORDER, Line, interval_chart, line_chart
 from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.guard_view import guard_views
 from safeserve.report.rows import (
+    SUMMARISED,
     comparison_rows,
     corrected_text,
     finding_notes,
@@ -236,7 +237,7 @@ def _plottable(row: Mapping[str, Any], key: str) -> bool:
 
 def _notes(run: ReportInput) -> list[str]:
     comparison = run.comparison or {}
-    found = finding_notes(comparison, without=("H4", "H9", "H13"))  # the summaries say those for every model
+    found = finding_notes(comparison, without=SUMMARISED)
     notes = [*comparison.get("notes", ()), *found, *hygiene_notes(run.summaries)]
     if run.verdict and run.verdict["provisional"]:
         notes.append(PROVISIONAL)

@@ -15,6 +15,7 @@ from safeserve.evaluation.findings import Finding, shown
 from safeserve.evaluation.gate import Verdict
 from safeserve.evaluation.metrics import PROVISIONAL
 from safeserve.report.rows import (
+    SUMMARISED,
     comparison_rows,
     finding_notes,
     hygiene_notes,
@@ -136,9 +137,11 @@ def print_outcome(
     """Print what a run found: every comparison (one model alone: its rates), what limits them, then the verdict."""
     for comparison in comparisons.values():
         # hygiene_notes says these rules for every model, once
-        findings = [one for one in comparison.get("findings", ()) if one["rule"] not in ("H4", "H9", "H13")]
+        findings = [one for one in comparison.get("findings", ()) if one["rule"] not in SUMMARISED]
         print_comparison({**comparison, "findings": findings})
-    notes = [note for note in hygiene_notes(summaries) if note != PROVISIONAL]  # every comparison says that one itself
+    # Every comparison says this one itself, and what was found on its two sides.
+    said = {PROVISIONAL, *(note for comparison in comparisons.values() for note in finding_notes(comparison))}
+    notes = [note for note in hygiene_notes(summaries) if note not in said]
     if comparisons and notes:
         _print(Group(*_note_lines(notes)))
     if not comparisons:
