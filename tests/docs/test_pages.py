@@ -39,6 +39,7 @@ PAGES = [
         "recipes",
         "methods",
         "evaluation",
+        "hygiene",
         "judges",
         "statistics",
         "report",
