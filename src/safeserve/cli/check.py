@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 import typer
 
 from safeserve.cli.common import next_commands, print_json
@@ -45,5 +47,5 @@ def check(
         from safeserve.report.tables import print_findings
 
         print_findings(found)
-        next_commands(f"safeserve compare {a} {b}" if b else f"safeserve check {a} OTHER")
+        next_commands(f"safeserve compare {quote(a)} {quote(b)}" if b else f"safeserve check {quote(a)} OTHER")
     raise typer.Exit(EXIT_EVIDENCE if any(one.severity == "error" for one in found) else EXIT_OK)

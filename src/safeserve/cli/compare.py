@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import typer
 
@@ -52,4 +53,4 @@ def compare(
     else:
         print_comparison(result, every)
         print_win_rates(result)
-    next_commands(f"safeserve gate {b} {a} --policy starter")
+    next_commands(f"safeserve gate {quote(b)} {quote(a)} --policy starter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import typer
 
@@ -45,5 +46,11 @@ def gate(
         from safeserve.report.tables import print_verdict
 
         print_verdict(verdict)
-        next_commands(*([f"safeserve compare {b} {a}"] if b else [f"safeserve gate {a} BASE --policy {policy}"]))
+        next_commands(
+            *(
+                [f"safeserve compare {quote(b)} {quote(a)}"]
+                if b
+                else [f"safeserve gate {quote(a)} BASE --policy {policy}"]
+            )
+        )
     raise typer.Exit(verdict.exit_code)
