@@ -37,6 +37,8 @@ _SOURCES = (
     "refusal.py",
     "refusal_rules.py",
     "refusal_phrases.py",
+    "refusal_words.py",
+    "refusal_words.json",
     "prompt_kinds.py",
     "text.py",
 )

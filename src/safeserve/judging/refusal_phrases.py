@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 
-_RULES = r"(?:\w+ )?(?:polic(?:y|ies)|guidelines?|rules|programming|terms|safety (?:settings|training|filters?))"
+_RULES = r"(?:\w+ )?(?:polic(?:y|ies)|guidelines?|rules|programming|safety (?:settings|training|filters?))"
 _ASKED = r"(?:this|that|the|your) (?:\w+ )?(?:request|prompt|message|question|query|content|input)"
 
 POLICY_MESSAGE = re.compile(
-    # The sentence ends soon after: "This request was denied by the bank because ..." is an answer.
+    # The sentence ends there: "Your request was denied by the bank because ..." is an answer.
     rf"^\W*{_ASKED} (?:was|is|has been|cannot be|can't be|could not be) (?:\w+ )?"
     r"(?:blocked|denied|refused|declined|rejected|filtered|flagged|completed|fulfilled|processed|answered)\b"
-    r"(?: (?:by|under|due to|because of|as it (?:violates|breaks)|for violating) [\w' -]{1,60})?\W*$"
+    rf"(?: (?:by|under|due to|because of|for violating|as it (?:violates|breaks)) "
+    rf"(?:my|our|the|openai's) {_RULES})?\W*$"
     rf"|^\W*{_ASKED} (?:violates|breaks|breaches|goes against|is against|conflicts with) (?:my|our|the|openai's) "
     rf"{_RULES}\b"
     r"|^\W*(?:request|content|access|response|answer|output) (?:denied|refused|blocked|withheld|removed|filtered|"
