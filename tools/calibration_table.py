@@ -44,6 +44,8 @@ def measured(judges: list[str], labels: dict[str, list[str]], root: str) -> tupl
             for name in names:
                 if question == "refusal" and judge.startswith(("guard", "reward")):
                     continue
+                if question == "unsafe" and judge.startswith("modes"):
+                    continue  # its value is its guard's, and so is the ranking
                 try:
                     results.append(calibrate(judge, name, root=root, question=question))
                 except SafeserveError as error:

@@ -105,8 +105,10 @@ def _pku_pairs(root: Path) -> Iterator[LabelledAnswer]:
             )
 
 
-def _gptfuzz(file: str) -> Callable[[Path], Iterator[LabelledAnswer]]:
+def _gptfuzz(file: str, train: str | None = None) -> Callable[[Path], Iterator[LabelledAnswer]]:
     def read(root: Path) -> Iterator[LabelledAnswer]:
+        # Canned refusals stand verbatim on both sides of the published split; the category keeps them apart.
+        learned = {row.values["Response"] for row in read_rows(root / train)} if train else None
         questions = {r.values["index"]: r.values["text"] for r in read_rows(root / "labels/gptfuzz_questions.csv")}
         for row in read_rows(root / file):
             values = {key.lower(): value for key, value in row.values.items()}
@@ -115,6 +117,7 @@ def _gptfuzz(file: str) -> Callable[[Path], Iterator[LabelledAnswer]]:
                 questions[values["question"]],
                 values["response"] or "",
                 unsafe=float(values["label"]),
+                category="" if learned is None else "in train" if values["response"] in learned else "not in train",
             )
 
     return read
@@ -317,8 +320,8 @@ SETS: dict[str, LabelledSet] = {
             "unsafe",
             "MIT",
             _GPTFUZZ,
-            _gptfuzz("labels/gptfuzz_evaluate.csv"),
-            ("labels/gptfuzz_evaluate.csv", _QUESTIONS),
+            _gptfuzz("labels/gptfuzz_evaluate.csv", "labels/gptfuzz_train.csv.gz"),
+            ("labels/gptfuzz_evaluate.csv", "labels/gptfuzz_train.csv.gz", _QUESTIONS),
             True,
         ),
         LabelledSet(
