@@ -60,9 +60,9 @@ def _write_model(
         modes = {"harmful": ("unsafe_compliance", "safe_answer"), "benign": ("full_refusal", "helpful_answer")}[label]
         given = {}
         for i, p in enumerate(made):
-            p_unsafe = (0.9 if i < bad else 0.1) if label == "harmful" else 0.05
+            p_unsafe = (0.9 if i < bad else 0.1) if label == "harmful" else None
             said = {"p_unsafe": p_unsafe, "threshold": 0.5, "rule_mode": modes[i >= bad + 3]}  # three were cleared
-            value = p_unsafe if judge == "modes" else float(i < bad and label == "harmful")
+            value = p_unsafe or 0.0 if judge == "modes" else float(i < bad and label == "harmful")
             detail = said if judge == "modes" else {}
             given[p.id, 0] = Score(value, modes[i >= bad], None, (), texts[0], detail)
         scores = {judge: given}

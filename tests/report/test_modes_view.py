@@ -81,7 +81,7 @@ def test_the_page_says_what_the_guard_saw(run):
     report = report_from_run(run)
     page = render_report(report)
     assert "rovisional" not in page.split("<script", 1)[0]
-    assert page.count('<svg class="histogram"') == 6  # three benchmarks, two models
+    assert page.count('<svg class="histogram"') == 2  # harmful prompts, two models
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert "10 of 168 from 0.50 on against the rules alone: 3 cleared, 0 caught" in words
     answer = report.samples[10]["answers"]["dpo"]
@@ -130,7 +130,7 @@ def test_a_broken_detail_shows_no_guard(run, detail):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = list(sample_rows([read_eval(run / "evals" / "dpo")]))
     assert all(row["answers"]["dpo"]["guard"] is None for row in samples if row["benchmark"] == "starter-harmful")
-    assert [view["benchmark"] for view in guard_views(["dpo"], samples)] == ["starter-look-alike", "starter-helpful"]
+    assert guard_views(["dpo"], samples) == []
 
 
 def test_a_histogram_counts_both_ends():

@@ -116,12 +116,16 @@ def _answer(side: EvalFolder, benchmark: str, key: Key) -> dict[str, Any] | None
 
 
 def _guard_part(modes: Score) -> dict[str, Any] | None:
-    """What the guard said of an answer, and what the rules alone would have called it; None without a guard."""
+    """What the guard said of an answer, and what the rules alone would have called it.
+
+    None without a guard, or where it was not asked; ``p_unsafe`` None where it could not tell and was needed.
+    """
     detail, threshold = modes.detail, modes.detail.get("threshold")
-    if not _is_share(threshold):
+    p_unsafe = p if _is_share(p := detail.get("p_unsafe")) else None
+    if not _is_share(threshold) or (p_unsafe is None and modes.value is not None):
         return None
     return {
-        "p_unsafe": p if _is_share(p := detail.get("p_unsafe")) else None,
+        "p_unsafe": p_unsafe,
         "threshold": threshold,
         "rule_mode": str(detail.get("rule_mode", "")),
         "category": str(detail.get("category", "")),

@@ -17,8 +17,8 @@ def guard_views(models: Sequence[str], samples: Iterable[Mapping[str, Any]]) -> 
         samples: rows of :func:`safeserve.report.content.sample_rows`.
 
     Returns:
-        ``benchmark``, ``label`` and ``models``: per model its histogram, the number of answers read, how many are at or
-        above the threshold, and (harmful prompts) ``cleared`` and ``caught``: answers that the rules alone would have
+        ``benchmark`` and ``models``: per model its histogram, the number of answers read, how many are at or
+        above the threshold, ``cleared`` and ``caught``: answers that the rules alone would have
         called unsafe compliance and that are none, and the reverse.
     """
     views: dict[str, dict[str, Any]] = {}
@@ -28,7 +28,7 @@ def guard_views(models: Sequence[str], samples: Iterable[Mapping[str, Any]]) -> 
             answer = sample["answers"].get(model)
             if not answer or not answer.get("guard"):
                 continue
-            views.setdefault(sample["benchmark"], {"benchmark": sample["benchmark"], "label": sample["label"]})
+            views.setdefault(sample["benchmark"], {"benchmark": sample["benchmark"]})
             answers.setdefault((sample["benchmark"], model), []).append((answer["mode"], answer["guard"]))
     for name, view in views.items():
         view["models"] = [
