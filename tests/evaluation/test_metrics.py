@@ -12,9 +12,10 @@ from safeserve.core.statistics import holm, wilson
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.compare import compare
 from safeserve.evaluation.folder import read_eval
-from safeserve.evaluation.metrics import applies, find_metric, metrics_for, why_unscored
+from safeserve.evaluation.metrics import applies, find_metric, metrics_for
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 
 

@@ -15,8 +15,9 @@ from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.hygiene_pairs import check_pair, other_decoding, other_judges
-from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
+from safeserve.evaluation.metrics import Metric, applies, metrics_for
 from safeserve.evaluation.summary import BOOTSTRAP_SEED, rate
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.registry import by_rules_alone
 
 

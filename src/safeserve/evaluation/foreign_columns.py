@@ -10,7 +10,7 @@ from typing import Any
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.data.reading import RawRow
-from safeserve.evaluation.metrics import LABELS
+from safeserve.judging.evidence import LABELS
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import family
 

@@ -18,9 +18,10 @@ from safeserve.evaluation.compare import findings_between, paired_keys, require_
 from safeserve.evaluation.findings import Finding
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
 from safeserve.evaluation.hygiene import check_side
-from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric, why_unscored
+from safeserve.evaluation.metrics import PROVISIONAL, Metric, applies, find_metric
 from safeserve.evaluation.policy import ALL, Policy, Rule, load_policy, parse_policy
 from safeserve.evaluation.summary import BOOTSTRAP_SEED, corrected, measure
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import family
 

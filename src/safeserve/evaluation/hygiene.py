@@ -18,7 +18,8 @@ from safeserve.data.ngrams import similar, trigrams
 from safeserve.evaluation.alignment import misaligned
 from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
-from safeserve.evaluation.metrics import applies, metrics_for, why_unscored
+from safeserve.evaluation.metrics import applies, metrics_for
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.quality import is_degenerate, is_empty, is_repetitive
 from safeserve.judging.registry import GENERAL, family
 from safeserve.judging.text import normalise, words

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from safeserve.core.statistics import mcnemar_exact, min_detectable_difference
 from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
-from safeserve.evaluation.metrics import metrics_for, why_unscored
+from safeserve.evaluation.metrics import metrics_for
+from safeserve.judging.evidence import why_unscored
 
 DRAW_ONLY = ("seed", "iteration")
 """Decide which random draw is seen, not how it is drawn: two seeds of one decoding may be compared."""

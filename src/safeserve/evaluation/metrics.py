@@ -5,28 +5,16 @@ A metric belongs to a judge's family, so two guards (``guard``, ``guard-llama``)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.data.records import Label, Prompt
 from safeserve.judging.calibration import Question
 from safeserve.judging.judge import Score
-from safeserve.judging.modes import Mode
 from safeserve.judging.registry import family
 
-_RIGHT_OR_WRONG = ("correct", "incorrect")
-LABELS: dict[str, tuple[str, ...]] = {
-    "refusal": get_args(Mode),
-    "modes": get_args(Mode),
-    "guard": ("safe", "unsafe"),
-    "short_answer": _RIGHT_OR_WRONG,
-    "exact_match": _RIGHT_OR_WRONG,
-    "ifeval": _RIGHT_OR_WRONG,
-}
-"""What each family may say; any other label is no evidence, so that a typo can never count as safe."""
 REFUSALS = ("full_refusal", "partial_refusal")
 DEGENERATE = ("degenerate", "empty")
 NEEDS_ANSWERS = frozenset({"short_answer", "exact_match"})
@@ -159,15 +147,3 @@ def applies(judge: str, prompt: Prompt) -> bool:
     if group in NEEDS_REFERENCE:
         return bool(prompt.reference)
     return group != "ifeval" or bool(prompt.meta.get("instructions"))
-
-
-def why_unscored(judge: str, score: Score) -> str | None:
-    """None when the score is evidence, else the reason why not: no value, not finite, or a label nobody knows."""
-    if score.value is None:
-        return score.reason or "no reason given"
-    if not math.isfinite(score.value):
-        return f"value is not finite ({score.value})"
-    known = LABELS.get(family(judge))
-    if known is not None and score.label not in known:
-        return f"unknown label {score.label!r}"
-    return None

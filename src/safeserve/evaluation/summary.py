@@ -12,9 +12,10 @@ from safeserve.core.clustered import clustered_mean, clustered_rate, effective_s
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key, find_eval, find_run, read_eval
-from safeserve.evaluation.metrics import Metric, applies, metrics_for, why_unscored
+from safeserve.evaluation.metrics import Metric, applies, metrics_for
 from safeserve.generation.engine import Completion
 from safeserve.judging.calibration_store import in_use
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 
 __all__ = ["BenchmarkEval", "EvalFolder", "Key", "find_eval", "find_run", "read_eval", "summarise"]

@@ -16,8 +16,8 @@ from safeserve.core.options import stable_hash
 from safeserve.core.runs import disk_errors
 from safeserve.data.records import Message, Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
-from safeserve.evaluation.metrics import why_unscored
 from safeserve.generation.engine import Completion
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 from safeserve.report.samples_table import clean, readable
 

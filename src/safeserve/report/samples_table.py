@@ -13,8 +13,8 @@ from safeserve.core.errors import EnvironmentFault
 from safeserve.core.runs import jsonl_text
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import EvalFolder, Key
-from safeserve.evaluation.metrics import why_unscored
 from safeserve.generation.engine import Completion
+from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 
 TableFormat = Literal["csv", "parquet", "jsonl"]
