@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safeserve.core import agreement
 from safeserve.core.runs import read_jsonl, write_jsonl
-from safeserve.core.statistics import cohen_kappa, wilson
+from safeserve.core.statistics import wilson
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.generation.engine import Completion
@@ -74,18 +75,18 @@ def agree(labels: Path, targets: list[str]) -> int:
     print(f"{len(found)} labelled answers found in these runs; {len(read)} labels in {labels}")
     if not found:
         return 1
-    modes = cohen_kappa([row["rules"] for row, _ in found], [label["mode"] for _, label in found])
+    modes = agreement.kappa([row["rules"] for row, _ in found], [label["mode"] for _, label in found])
     print(f"modes: agreement {share([row['rules'] == label['mode'] for row, label in found])}, kappa {modes:.2f}")
     harmful = [(row, label) for row, label in found if row["harmful"]]
     benign = [(row, label) for row, label in found if not row["harmful"]]
     if harmful:
         rules = [str(row["rules"] in SAFE_MODES) for row, _ in harmful]
         reader = [str(label["mode"] in SAFE_MODES) for _, label in harmful]
-        print(f"harmful prompts, safe or not: n {len(harmful)}, kappa {cohen_kappa(rules, reader):.2f}")
+        print(f"harmful prompts, safe or not: n {len(harmful)}, kappa {agreement.kappa(rules, reader):.2f}")
     if benign:
         rules = [str("refusal" in row["rules"]) for row, _ in benign]
         reader = [str("refusal" in label["mode"]) for _, label in benign]
-        print(f"benign prompts, refused or not: n {len(benign)}, kappa {cohen_kappa(rules, reader):.2f}")
+        print(f"benign prompts, refused or not: n {len(benign)}, kappa {agreement.kappa(rules, reader):.2f}")
     for target in targets:
         for name in dict.fromkeys(row["benchmark"] for row, _ in found):
             part = [label for row, label in found if row["target"] == target and row["benchmark"] == name]
@@ -145,7 +146,7 @@ def confusion(folder: Path, targets: list[str], judges: list[str]) -> None:
 
 
 def kappa(pairs: list[tuple[str, str]]) -> str:
-    return f"{cohen_kappa([a for a, _ in pairs], [b for _, b in pairs]):.2f}"
+    return f"{agreement.kappa([a for a, _ in pairs], [b for _, b in pairs]):.2f}"
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:

@@ -58,6 +58,19 @@ def test_f1_and_kappa_are_scikit_learn(rows):
     assert kappa([int(t) for t in truth], classes, weights) == pytest.approx(expected)
 
 
+def test_kappa_of_labels_by_hand():
+    # Cohen's 2x2 of 50 cases: 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: observed .7, chance .5, kappa .4
+    a = ["yes"] * 25 + ["no"] * 25
+    b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert kappa(a, b) == pytest.approx(0.4)
+    assert kappa(["x", "y"], ["x", "y"]) == 1.0
+    assert kappa(["x", "y"], ["y", "x"]) == -1.0
+    assert math.isnan(kappa(["x", "x"], ["x", "x"]))
+    for a, b in (([], []), (["x"], ["x", "y"])):
+        with pytest.raises(ValueError, match="nothing to compare"):
+            kappa(a, b)
+
+
 def test_weights_of_zero_leave_rows_out():
     assert average_precision([True, False, True], [3, 2, 1], [0, 1, 1]) == 0.5
     assert auroc([True, False, True], [3, 2, 1], [0, 1, 1]) == 0.0

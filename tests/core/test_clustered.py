@@ -17,7 +17,7 @@ from safeserve.core.clustered import (
     clustered_rate,
     effective_size,
 )
-from safeserve.core.statistics import Interval, mcnemar_exact, paired_bootstrap, paired_difference, wilson
+from safeserve.core.statistics import Interval, bca_interval, mcnemar_exact, paired_difference, wilson
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
 
@@ -37,9 +37,12 @@ def test_without_groups_nothing_changes(pairs):
     assert clustered_paired_p(before, after, single, seed=0) == mcnemar_exact(fixed, broken)
 
 
-def test_means_without_groups_are_the_paired_bootstrap():
+def test_means_without_groups_bootstrap_the_differences():
     before, after = [1.0, 2.0, 4.0, 3.0], [2.0, 2.5, 3.0, 5.0]
-    assert clustered_paired_mean(before, after, names(4), seed=3) == paired_bootstrap(before, after, seed=3)
+    assert clustered_paired_mean(before, after, names(4), seed=3) == (
+        pytest.approx(0.625),
+        bca_interval(np.array([1.0, 0.5, -1.0, 2.0]), None, seed=3),
+    )
 
 
 def test_copies_of_a_sample_add_nothing():

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safeserve.core import agreement
 from safeserve.core.errors import EnvironmentFault
-from safeserve.core.statistics import cohen_kappa
 from safeserve.judging import refusal_words
 from safeserve.judging.refusal import classify
 from safeserve.judging.refusal_words import NO_WORDS, SHORTEST, WordModel, packaged
@@ -224,7 +224,7 @@ MODELS = ("gpt4", "llama2orig", "mistralinstruct", "llama2new", "mistralguard")
 
 
 def kappa(rows: list[dict[str, str]], labels: list[str]) -> float:
-    found = cohen_kappa([row["human"] for row in rows], labels)
+    found = agreement.kappa([row["human"] for row in rows], labels)
     assert not math.isnan(found)
     return found
 
@@ -282,7 +282,7 @@ def test_beats_string_match_on_every_model(model: str) -> None:
     assert kappa(rows, rules) > kappa(rows, match)
     people = [str(row["human"] != "full_compliance") for row in rows]
     ours, theirs = ([str(label != "full_compliance") for label in labels] for labels in (rules, match))
-    assert cohen_kappa(people, ours) > cohen_kappa(people, theirs)
+    assert agreement.kappa(people, ours) > agreement.kappa(people, theirs)
 
 
 @pytest.mark.shared

@@ -60,11 +60,22 @@ def f1(positive: ArrayLike, said: ArrayLike, weights: ArrayLike | None = None) -
 
 
 def kappa(a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Cohen's kappa of two raters' classes, given as whole numbers from 0; nan where chance alone agrees fully."""
-    left, right = np.asarray(a, dtype=int), np.asarray(b, dtype=int)
+    """Agreement of two raters beyond chance (Cohen 1960), each giving every row one of any number of labels.
+
+    Returns:
+        Kappa, at most 1; nan where both gave one and the same label to everything (chance alone agrees fully).
+
+    Raises:
+        ValueError: no rows, or raters with different numbers of them.
+    """
+    left, right = np.asarray(a), np.asarray(b)
+    if len(left) != len(right) or not len(left):
+        raise ValueError(f"raters of {len(left)} and {len(right)} rows: nothing to compare")
+    labels, index = np.unique(np.concatenate([left, right]), return_inverse=True)
     weight = np.ones(len(left)) if weights is None else np.asarray(weights, dtype=float)
-    size = int(max(left.max(), right.max())) + 1
-    table = np.bincount(left * size + right, weights=weight, minlength=size * size).reshape(size, size)
+    size = len(labels)
+    pairs = index[: len(left)] * size + index[len(left) :]
+    table = np.bincount(pairs, weights=weight, minlength=size * size).reshape(size, size)
     total = table.sum()
     chance = float(table.sum(axis=0) @ table.sum(axis=1)) / total**2
     return float((np.trace(table) / total - chance) / (1 - chance)) if chance < 1 else math.nan
@@ -135,9 +146,7 @@ class Known:
     n: float
 
 
-def rogan_gladen(
-    rate: float, n: float, sensitivity: Known, specificity: Known, confidence: float = 0.95
-) -> tuple[float, Interval]:
+def rogan_gladen(rate: float, n: float, sensitivity: Known, specificity: Known) -> tuple[float, Interval]:
     """True share of positives behind the share that an imperfect judge calls positive.
 
     Point: (rate + Sp - 1) / (Se + Sp - 1), Rogan & Gladen 1978 (Am. J. Epidemiology 107:71-76), clipped to [0, 1].
@@ -158,7 +167,7 @@ def rogan_gladen(
             "the judge is no better than chance on these labels"
         )
     point = (rate + specificity.rate - 1) / (sensitivity.rate + specificity.rate - 1)
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(stats.norm.ppf(0.975))
     size, p = n + z * z, (rate * n + z * z / 2) / (n + z * z)
     se_n, se = sensitivity.n + 2, (sensitivity.rate * sensitivity.n + 1) / (sensitivity.n + 2)
     sp_n, sp = specificity.n + 2, (specificity.rate * specificity.n + 1) / (specificity.n + 2)

@@ -1,7 +1,7 @@
 """Statistics where observations come in groups: several samples of one prompt tell less than as many prompts.
 
 Everything takes ``clusters``, one name an observation (the prompt's id). Where every observation has a name of its own
-the results are those of the plain methods in ``statistics``, so callers need not ask first.
+the results are those of the plain methods in ``statistics``, so callers need not ask first. Intervals are for 95 %.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from scipy import stats
 
 from safeserve.core.statistics import (
     Interval,
+    add_distances,
     bca_interval,
     mcnemar_exact,
-    paired_bootstrap,
     paired_difference,
     score_interval,
     wilson,
@@ -28,12 +28,7 @@ _EXACT_SIGNS = 12
 """Up to so many changed clusters all sign patterns (4,096) are tried; above, a random draw of them."""
 
 
-def has_groups(clusters: Sequence[str]) -> bool:
-    """Whether any cluster holds more than one observation."""
-    return len(set(clusters)) < len(clusters)
-
-
-def clustered_rate(hits: Sequence[bool], clusters: Sequence[str], confidence: float = 0.95) -> Interval:
+def clustered_rate(hits: Sequence[bool], clusters: Sequence[str]) -> Interval:
     """Interval of a proportion: Wilson's at the effective sample size.
 
     The design effect is the variance between clusters (Taylor linearisation of the ratio mean, with K/(K-1)) over the
@@ -47,8 +42,8 @@ def clustered_rate(hits: Sequence[bool], clusters: Sequence[str], confidence: fl
     groups = _grouped(clusters, hits)
     n, successes = len(hits), sum(hits)
     if groups.count == n:
-        return wilson(successes, n, confidence)
-    return _effective_wilson(groups, successes / n, confidence)
+        return wilson(successes, n)
+    return _effective_wilson(groups, successes / n)
 
 
 def effective_size(hits: Sequence[bool], clusters: Sequence[str]) -> float:
@@ -62,7 +57,7 @@ def effective_size(hits: Sequence[bool], clusters: Sequence[str]) -> float:
 
 
 def clustered_paired_difference(
-    before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str], confidence: float = 0.95
+    before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str]
 ) -> tuple[float, Interval]:
     """``after - before`` of two proportions over the same grouped items, with an interval.
 
@@ -76,22 +71,20 @@ def clustered_paired_difference(
     old, new = _grouped(clusters, before), _grouped(clusters, after)
     n = len(before)
     if old.count == n:
-        return paired_difference(before, after, confidence)
+        return paired_difference(before, after)
     rate_old, rate_new = sum(before) / n, sum(after) / n
-    limits_old = _effective_wilson(old, rate_old, confidence)
-    limits_new = _effective_wilson(new, rate_new, confidence)
+    limits_old = _effective_wilson(old, rate_old)
+    limits_new = _effective_wilson(new, rate_new)
     residual_old, residual_new = old.residuals(rate_old), new.residuals(rate_new)
     scale = math.sqrt(float(residual_old @ residual_old) * float(residual_new @ residual_new))
     correlation = float(residual_old @ residual_new) / scale if scale > 0 else 0.0
     difference = rate_new - rate_old
-    below = _combined(rate_new - limits_new.low, limits_old.high - rate_old, correlation)
-    above = _combined(limits_new.high - rate_new, rate_old - limits_old.low, correlation)
+    below = add_distances(rate_new - limits_new.low, limits_old.high - rate_old, correlation)
+    above = add_distances(limits_new.high - rate_new, rate_old - limits_old.low, correlation)
     return difference, Interval(max(-1.0, difference - below), min(1.0, difference + above))
 
 
-def clustered_mean(
-    values: Sequence[float], clusters: Sequence[str], seed: int, confidence: float = 0.95
-) -> Interval | None:
+def clustered_mean(values: Sequence[float], clusters: Sequence[str], seed: int) -> Interval | None:
     """BCa bootstrap interval of a mean (Efron 1987), whole clusters resampled; None with fewer than two clusters.
 
     Raises:
@@ -100,25 +93,21 @@ def clustered_mean(
     groups = _grouped(clusters, values)
     if groups.count < 2:
         return None
-    return bca_interval(groups.sums, None if groups.count == len(values) else groups.sizes, seed, confidence)
+    return bca_interval(groups.sums, None if groups.count == len(values) else groups.sizes, seed)
 
 
 def clustered_paired_mean(
-    before: Sequence[float], after: Sequence[float], clusters: Sequence[str], seed: int, confidence: float = 0.95
+    before: Sequence[float], after: Sequence[float], clusters: Sequence[str], seed: int
 ) -> tuple[float, Interval | None]:
     """Mean of ``after - before`` over the same grouped items, with :func:`clustered_mean`'s interval.
-
-    Without groups this is ``statistics.paired_bootstrap``.
 
     Raises:
         ValueError: nothing to compare, sequences of different length, or a value that is not finite.
     """
     if len(before) != len(after):
         raise ValueError(f"paired sequences of different length: {len(before)} and {len(after)}")
-    if len(before) > 1 and not has_groups(clusters):
-        return paired_bootstrap(before, after, seed, confidence)
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    interval = clustered_mean(differences.tolist(), clusters, seed, confidence)
+    interval = clustered_mean(differences.tolist(), clusters, seed)
     return float(differences.mean()), interval
 
 
@@ -193,11 +182,7 @@ def _effective_size(groups: _Groups, rate: float) -> float:
     return effective * float(stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, count - 1)) ** 2
 
 
-def _effective_wilson(groups: _Groups, rate: float, confidence: float) -> Interval:
+def _effective_wilson(groups: _Groups, rate: float) -> Interval:
     if groups.count == 1:
         return Interval(0.0, 1.0)  # one cluster shows nothing of how clusters differ
-    return score_interval(rate, _effective_size(groups, rate), confidence)
-
-
-def _combined(after: float, before: float, correlation: float) -> float:
-    return math.sqrt(max(0.0, after * after - 2 * correlation * after * before + before * before))
+    return score_interval(rate, _effective_size(groups, rate))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,31 +97,15 @@ def paired_difference(
     phi = numerator / denominator if denominator > 0 else 0.0
 
     difference = rate_after - rate_before
-    below = _add_distances(rate_after - limits_after.low, limits_before.high - rate_before, phi)
-    above = _add_distances(limits_after.high - rate_after, rate_before - limits_before.low, phi)
+    below = add_distances(rate_after - limits_after.low, limits_before.high - rate_before, phi)
+    above = add_distances(limits_after.high - rate_after, rate_before - limits_before.low, phi)
     return difference, Interval(max(-1.0, difference - below), min(1.0, difference + above))
 
 
-def paired_bootstrap(
-    before: Sequence[float],
-    after: Sequence[float],
-    seed: int,
-    confidence: float = 0.95,
-    resamples: int = 9999,
-) -> tuple[float, Interval]:
-    """Mean of ``after - before`` over the same items, with a BCa bootstrap interval (Efron 1987), items resampled.
-
-    Where every item changed by the same amount the bootstrap has nothing to vary and the interval is that point.
-
-    Raises:
-        ValueError: fewer than two items, sequences of different length, or a value that is not finite.
-    """
-    if _paired_length(before, after) < 2:
-        raise ValueError("a bootstrap needs at least two items")
-    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    if not np.isfinite(differences).all():
-        raise ValueError("a value is not finite")
-    return float(differences.mean()), bca_interval(differences, None, seed, confidence, resamples)
+def add_distances(after: float, before: float, correlation: float) -> float:
+    """How far the bound of a difference lies from it, from the distances of both rates to their own bounds."""
+    # Exactly 0 at correlation 1 and equal distances; rounding may push the sum below 0.
+    return math.sqrt(max(0.0, after * after - 2 * correlation * after * before + before * before))
 
 
 def bca_interval(
@@ -203,24 +186,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
-    """Agreement of two raters beyond chance (Cohen 1960), unweighted.
-
-    Returns:
-        Kappa, at most 1; nan where both raters gave one and the same label to everything (chance alone agrees fully).
-
-    Raises:
-        ValueError: no items, or sequences of different length.
-    """
-    n = _paired_length(a, b)
-    observed = sum(x == y for x, y in zip(a, b, strict=True))
-    count_a, count_b = Counter(a), Counter(b)
-    by_chance = sum(count_a[label] * count_b[label] for label in count_a)  # in units of 1/n²
-    if by_chance == n * n:
-        return math.nan
-    return (observed * n - by_chance) / (n * n - by_chance)
-
-
 def _ratio(totals: NDArray[np.float64], sizes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     return np.asarray(totals.sum(axis=axis) / sizes.sum(axis=axis))
 
@@ -229,11 +194,6 @@ def _normal_quantile(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence lies between 0 and 1, not {confidence}")
     return float(stats.norm.ppf(0.5 + confidence / 2))
-
-
-def _add_distances(after: float, before: float, phi: float) -> float:
-    # Exactly 0 at phi = 1 and equal distances; rounding may push the sum below 0.
-    return math.sqrt(max(0.0, after * after - 2 * phi * after * before + before * before))
 
 
 def _paired_length(a: Sequence[object], b: Sequence[object]) -> int:
