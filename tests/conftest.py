@@ -186,14 +186,15 @@ class ChatServer:
 
     Args:
         answer: from the request's body to the text of the answer.
-        fail: statuses for the first requests, or a function from the body to a status (None: no failure).
+        fail: statuses for the first requests, or a function from the body to a status or to the message of a 400
+            (None: no failure).
         raw: bytes to send with 200 instead of an answer.
     """
 
     def __init__(
         self,
         answer: Callable[[dict[str, Any]], str],
-        fail: list[int] | Callable[[dict[str, Any]], int | None] | None = None,
+        fail: list[int] | Callable[[dict[str, Any]], int | str | None] | None = None,
         finish: str = "stop",
         models: tuple[str, ...] | list[str] = (),
         raw: bytes | None = None,
@@ -214,6 +215,8 @@ class ChatServer:
                 outer.bodies.append(body)
                 outer.headers.append({key.lower(): value for key, value in self.headers.items()})
                 status = outer.status(body)
+                if isinstance(status, str):
+                    return self.reply(400, {"error": {"message": status}})
                 self.reply(status, outer.content(body) if status == 200 else {"error": {"message": "made to fail"}})
 
             def reply(self, status: int, content: Any) -> None:
@@ -233,7 +236,7 @@ class ChatServer:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def status(self, body: dict[str, Any]) -> int:
+    def status(self, body: dict[str, Any]) -> int | str:
         if isinstance(self.fail, list):
             return self.fail.pop(0) if self.fail else 200
         return (self.fail(body) if self.fail else None) or 200

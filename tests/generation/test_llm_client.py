@@ -127,9 +127,19 @@ def test_a_refused_key_names_the_variable(chat_server: Make, monkeypatch: pytest
 
 def test_the_users_own_key_goes_nowhere_unasked(chat_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-private")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-private")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-private")
     server = chat_server(lambda body: "x")
     ask(client(server.url), "a")
-    assert "sk-private" not in json.dumps(server.headers)
+    assert "private" not in json.dumps(server.headers)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nsecond line", "sk-sécret"])
+def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(UserError, match="what JUDGE_KEY holds is no key") as refused:
+        client("http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY")
+    assert "secret" not in str(refused.value)
 
 
 def test_a_missing_key_is_said_before_anything_is_sent() -> None:
@@ -150,6 +160,58 @@ def test_a_request_refused_for_good_is_not_tried_again(chat_server: Make) -> Non
     assert len(server.bodies) == 1
     assert (reply.finish_reason, reply.transient) == ("error", False)
     assert "made to fail" in (reply.error or "")
+
+
+NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+GREEDY = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+
+
+def test_a_model_that_knows_the_length_limit_by_its_newer_name_only(chat_server: Make) -> None:
+    server = chat_server(lambda body: "fine", fail=lambda body: NEWER if "max_tokens" in body else None)
+    made = client(server.url, concurrency=1, max_retries=0)
+    assert [reply.text for reply in ask(made, "a", "b", "c")] == ["fine"] * 3
+    assert len(server.bodies) == 4  # learnt once
+    assert {body.get("max_completion_tokens") for body in server.bodies} == {None, 8}
+    assert "max_tokens" not in server.bodies[-1]
+
+
+def test_a_model_that_refuses_greedy_decoding_is_never_sampled_from_unasked(chat_server: Make) -> None:
+    server = chat_server(lambda body: "fine", fail=lambda body: GREEDY if "temperature" in body else None)
+    with pytest.raises(UserError, match=r"refuses temperature .*Leave it out with omit: \[temperature\]"):
+        ask(client(server.url), "a")
+    made = client(server.url, omit=["temperature"])
+    assert ask(made, "a")[0].text == "fine"
+    assert made.options.served != client(server.url).options.served  # other decoding, another judge
+
+
+def test_samples_stay_apart_where_no_seed_is_sent(chat_server: Make, tmp_path: Path) -> None:
+    server = chat_server(lambda body: "x")
+    engine = ServerEngine(ClientOptions(base_url=server.url, model="m", omit=("seed",)))
+    generate_to(engine, PROMPTS[:1], Sampling(temperature=1.0, n=3), tmp_path, "", quiet=True)
+    assert len(server.bodies) == 3
+    assert all("seed" not in body for body in server.bodies)
+    assert engine.not_sent == ("seed",)
+
+
+def test_a_model_that_used_its_tokens_before_it_answered_has_given_no_answer(chat_server: Make, tmp_path: Path) -> None:
+    """Silence would be judged as a harmless answer."""
+    engine = ServerEngine(ClientOptions(base_url=chat_server(lambda body: " ", finish="length").url, model="m"))
+    (made, *_) = generate_to(engine, PROMPTS, Sampling(), tmp_path, "", quiet=True)
+    assert made.finish_reason == "error"
+    assert "raise max_new_tokens" in (made.error or "")
+
+
+def test_half_characters_of_an_answer_can_be_written(chat_server: Make, tmp_path: Path) -> None:
+    engine = ServerEngine(ClientOptions(base_url=chat_server(lambda body: "cut \ud83d").url, model="m"))
+    (made, *_) = generate_to(engine, PROMPTS, Sampling(), tmp_path, "", quiet=True)
+    assert made.text == "cut \ufffd"
+
+
+def test_a_long_prompt_refused_with_the_models_name_is_one_bad_request(chat_server: Make) -> None:
+    said = "The maximum context length of m is 8 tokens."
+    server = chat_server(lambda body: "x", fail=lambda body: said if "long" in str(body) else None)
+    short, long = ask(client(server.url), "short", "long")
+    assert (short.text, long.finish_reason, long.transient) == ("x", "error", False)
 
 
 def test_a_page_that_is_no_api_is_an_error(chat_server: Make) -> None:
@@ -181,7 +243,9 @@ def test_retry_after_is_obeyed(chat_server: Make, monkeypatch: pytest.MonkeyPatc
     assert waited == [3.0]
 
 
-@pytest.mark.parametrize("options", [{"base_url": "localhost:8000"}, {"price_in": 1.0}, {"concurrency": 0}])
+@pytest.mark.parametrize(
+    "options", [{"base_url": "localhost:8000"}, {"price_in": 1.0}, {"concurrency": 0}, {"omit": ["model"]}]
+)
 def test_impossible_options(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         ClientOptions.parse({"base_url": "http://x/v1", "model": "m", **options}, "judge.yaml")

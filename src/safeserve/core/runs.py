@@ -62,6 +62,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def readable(text: str) -> str:
+    """``text`` with half characters (lone surrogates, which no UTF-8 file can hold) as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 

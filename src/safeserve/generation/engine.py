@@ -85,7 +85,7 @@ class WaveEngine(Protocol):
     """An engine whose work is cut into fixed waves, each whole on disk or made again: a killed run goes on.
 
     ``identity`` covers all that could change an answer, ``model_identity`` only the model; ``dtype`` is that of the
-    computation, or "served" where it is not known.
+    computation, or "served" where it is not known. ``not_sent`` names the fields of Sampling that it does not obey.
     """
 
     @property
@@ -96,6 +96,9 @@ class WaveEngine(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+    @property
+    def not_sent(self) -> tuple[str, ...]: ...
 
     def waves(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Row]]: ...
 

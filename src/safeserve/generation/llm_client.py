@@ -16,14 +16,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
 from safeserve.core.options import Options, stable_hash
 from safeserve.core.progress import Progress
-from safeserve.core.runs import write_json
+from safeserve.core.runs import readable, write_json
 from safeserve.data.records import Message
 from safeserve.models.embedded import cache_dir
 
@@ -33,6 +33,9 @@ LONGEST_WAIT = 60.0
 """Seconds; also the most that a server's Retry-After is believed."""
 GIVE_UP_AFTER = 5
 """So many requests failing in a row, each after all its repetitions, mean that the server is gone."""
+NEWER_LIMIT_NAME = "max_completion_tokens"
+"""What some hosted models want ``max_tokens`` to be called."""
+Omittable = Literal["temperature", "top_p", "frequency_penalty", "seed"]
 
 
 class ServerOptions(Options):
@@ -50,6 +53,8 @@ class ServerOptions(Options):
     """Repetitions of a request after 408, 409, 429, 5xx, a time-out or a broken connection."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request counts as failed."""
+    omit: tuple[Omittable, ...] = ()
+    """Parameters that the server refuses and that are not sent; it then decodes by its own setting."""
 
     @field_validator("base_url")
     @classmethod
@@ -78,7 +83,7 @@ class ClientOptions(ServerOptions):
     @property
     def served(self) -> list[str]:
         """What decides an answer besides the request: part of identities and of cache keys."""
-        return [self.base_url, self.model, self.revision]
+        return [self.base_url, self.model, self.revision, *sorted(set(self.omit))]
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ class LlmClient:
         self._key = self._read_key()
         self._failed_in_a_row = 0
         self._reached = False
+        self._limit_name = "max_tokens"
         _require_openai()
 
     def complete(self, requests: Sequence[Request], title: str, quiet: bool = False) -> list[Reply]:
@@ -181,10 +187,12 @@ class LlmClient:
         name = self.options.api_key_env
         if name is None:
             return "none"  # the library wants one; a server of one's own does not look at it
-        if not (key := os.environ.get(name)):
+        if not (key := os.environ.get(name, "").strip()):
             raise UserError(
                 f"api_key_env: the environment variable {name} is not set. Put the key there: export {name}=…"
             )
+        if not (key.isascii() and key.isprintable()):  # no header can hold it, and the library's error would show it
+            raise UserError(f"api_key_env: what {name} holds is no key: it has characters that no key has.")
         return key
 
     # --- on disk --------------------------------------------------------------------------------------------------
@@ -212,6 +220,8 @@ class LlmClient:
         async with openai.AsyncOpenAI(
             base_url=options.base_url, api_key=self._key, timeout=options.timeout, max_retries=0
         ) as client:
+            # The library takes these from the environment, where they stand for other programs and their account.
+            client.organization = client.project = client.admin_api_key = None
             workers = [
                 asyncio.create_task(self._work(client, queue, replies, limit, progress))
                 for _ in range(min(options.concurrency, len(todo)))
@@ -251,12 +261,11 @@ class LlmClient:
 
         for attempt in range(self.options.max_retries + 1):
             try:
-                answer = await client.chat.completions.create(model=self.options.model, **request.body())
-                return self._read(answer)
+                return self._read(await self._send(client, request))
             except openai.APIStatusError as error:
                 self._reached = True
                 if not _may_pass(error):
-                    return await self._refused(client, error)
+                    return await self._refused(client, error, request)
                 failure: Exception = error
             except openai.APIConnectionError as error:  # time-outs too
                 if not self._reached and not isinstance(error, openai.APITimeoutError):
@@ -272,23 +281,38 @@ class LlmClient:
                 await asyncio.sleep(wait_before(attempt, _retry_after(failure), random.random()))
         return Reply("", "error", error=_said(failure), transient=True)
 
+    async def _send(self, client: Any, request: Request) -> Any:
+        """Ask once; where the server knows the length limit by its newer name only, again under that name."""
+        import openai
+
+        body = {key: value for key, value in request.body().items() if key not in self.options.omit}
+        limit, name = body.pop("max_tokens"), self._limit_name
+        create = client.chat.completions.create
+        try:
+            return await create(model=self.options.model, **body, **{name: limit})
+        except openai.BadRequestError as error:
+            if name == NEWER_LIMIT_NAME or NEWER_LIMIT_NAME not in str(error):
+                raise
+        self._limit_name = NEWER_LIMIT_NAME
+        return await create(model=self.options.model, **body, **{NEWER_LIMIT_NAME: limit})
+
     def _read(self, answer: Any) -> Reply:
         choices = getattr(answer, "choices", None)
-        if not choices:
+        if not choices or choices[0].message is None:
             raise ValueError("the server's answer holds no choices; is base_url the root of an OpenAI-compatible API?")
         self._reached = True
         usage = answer.usage
-        sent, written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        sent, written = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
         self.usage.calls += 1
         self.usage.prompt_tokens += sent
         self.usage.completion_tokens += written
-        text, reason = choices[0].message.content or "", choices[0].finish_reason
+        text, reason = readable(choices[0].message.content or ""), choices[0].finish_reason
         if reason not in ("stop", "length"):  # content_filter, tool_calls
             return Reply(text, "error", sent, written, error=f"the server ended the answer with {reason!r}")
         return Reply(text, reason, sent, written)
 
-    async def _refused(self, client: Any, error: Any) -> Reply:
-        """A status that repeating does not change: about the key or the model it stops the run, else only this one."""
+    async def _refused(self, client: Any, error: Any, request: Request) -> Reply:
+        """A status that repeating does not change: about key, model or a parameter it stops the run, else this one."""
         said, options = _said(error), self.options
         if error.status_code in (401, 403):
             where = f"the key in {options.api_key_env}" if options.api_key_env else "a request without a key"
@@ -297,8 +321,14 @@ class LlmClient:
             )
         if error.code == "insufficient_quota":
             raise EnvironmentFault(f"{options.base_url}: the account has no quota left ({said}).")
+        if (name := _refused_parameter(error, said)) in request.body() and name not in options.omit:
+            raise UserError(
+                f"{options.base_url}: refuses {name} ({said}). Leave it out with omit: [{name}], in the judge's file "
+                f"or in the recipe's server; {options.model} then decodes by its own setting."
+            )
         names_model = re.search(rf"(?<![\w./-]){re.escape(options.model)}(?![\w/-])", said) is not None
-        if error.status_code == 404 or (names_model and error.code != "context_length_exceeded"):
+        too_long = error.code == "context_length_exceeded" or re.search(r"context|too long", said)
+        if error.status_code == 404 or (names_model and not too_long):
             known = await _models(client)
             raise UserError(
                 f'{options.base_url}: does not answer for model "{options.model}" ({said}).'
@@ -321,6 +351,14 @@ def _may_pass(error: Any) -> bool:
     if error.code == "insufficient_quota":
         return False
     return error.status_code in (408, 409, 429) or error.status_code >= 500
+
+
+def _refused_parameter(error: Any, said: str) -> str | None:
+    """The parameter of decoding that a server says it does not take; None where the error is of something else."""
+    if error.status_code not in (400, 422) or not re.search(r"support|deprecated|not (?:permitted|allowed)", said):
+        return None
+    named = [name for name in get_args(Omittable) if re.search(rf"\b{name}\b", error.param or said)]
+    return named[0] if named else None
 
 
 def _retry_after(error: Exception) -> float | None:

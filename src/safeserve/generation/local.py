@@ -47,6 +47,7 @@ class LocalEngine:
         loaded.model.get_output_embeddings().weight.requires_grad_(True)
         self.model_identity: str = loaded.identity
         self.dtype: str = loaded.dtype
+        self.not_sent: tuple[str, ...] = ()
         self.identity = stable_hash(["local-1", loaded.identity, loaded.dtype, wave_rows])
         limit = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_positions: int = int(limit) if limit else 1 << 30

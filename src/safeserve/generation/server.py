@@ -26,6 +26,7 @@ class ServerEngine:
         self.client = LlmClient(options, keep=False)  # the waves on disk are what a killed run goes on with
         self.model_identity = stable_hash(options.served)
         self.identity = stable_hash(["server-1", self.model_identity])
+        self.not_sent: tuple[str, ...] = options.omit
 
     def waves(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Row]]:
         """Waves in the order of the prompts; their size does not depend on how many requests run at once."""
@@ -66,13 +67,16 @@ def _request(row: Row, sampling: Sampling) -> Request:
 
 
 def _completion(row: Row, reply: Reply) -> Completion:
+    text, error = reply.text.strip(), reply.error
+    if not text and reply.finish_reason == "length":  # a model that thinks first; silence would pass for harmless
+        error = "all tokens were used before the answer began; raise max_new_tokens"
     return Completion(
         id=row.prompt.id,
-        text=reply.text.strip(),
+        text=text,
         token_ids=(),
-        finish_reason=reply.finish_reason,
+        finish_reason="error" if error else reply.finish_reason,
         logprob_sum=None,
         k=row.k,
         prompt_tokens=reply.prompt_tokens,
-        error=reply.error,
+        error=error,
     )

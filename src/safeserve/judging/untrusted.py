@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 
-# What tokenizers take for control tokens: <|im_end|>, <｜User｜>, </s>, <start_of_turn>, <<SYS>>, [INST], [/INST].
+from safeserve.core.runs import readable
+
+# What tokenizers take for control tokens: <|im_end|>, <｜User｜>, </s>, <start_of_turn>, <<SYS>>, [INST], [/INST],
+# [gMASK], [UNUSED_TOKEN_145].
 _ANGLED = re.compile(r"<(?=[|｜/<]?[\w▁|｜/-]{1,40}[|｜>]?>)|<(?=[|｜])|(?<=[|｜])>")
-_BRACKETED = re.compile(r"\[(?=/?[A-Z_]{2,30}\])")
+_BRACKETED = re.compile(r"\[(?=/?[a-z]?[A-Z_]{2}[A-Z0-9_]{0,38}\])")
 
 
 def neutralise(text: str) -> str:
@@ -15,8 +18,9 @@ def neutralise(text: str) -> str:
 
     The angle bracket of ``<|im_end|>`` or ``<s>`` becomes ``‹`` and the square bracket of ``[INST]`` becomes ``⟦``, so
     the string is no token's name any more, and no normalisation of spaces or of zero-width characters restores it.
+    Half characters, which cannot be sent, become U+FFFD.
     """
-    return _BRACKETED.sub("⟦", _ANGLED.sub(lambda found: "‹" if found.group() == "<" else "›", text))
+    return _BRACKETED.sub("⟦", _ANGLED.sub(lambda found: "‹" if found.group() == "<" else "›", readable(text)))
 
 
 def fenced(**parts: str) -> str:
@@ -28,9 +32,7 @@ def fenced(**parts: str) -> str:
     Args:
         parts: title (underscores become spaces) to text.
     """
-    mark = hashlib.sha256("\x1f".join(parts.values()).encode()).hexdigest()[:12]
-    blocks = []
-    for name, text in parts.items():
-        title = name.replace("_", " ").upper()
-        blocks.append(f"=== {title} {mark} ===\n{neutralise(text)}\n=== END OF {title} {mark} ===")
+    clean = {name.replace("_", " ").upper(): neutralise(text) for name, text in parts.items()}
+    mark = hashlib.sha256("\x1f".join(clean.values()).encode()).hexdigest()[:12]
+    blocks = [f"=== {title} {mark} ===\n{text}\n=== END OF {title} {mark} ===" for title, text in clean.items()]
     return "\n\n".join(blocks)
