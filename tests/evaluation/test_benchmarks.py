@@ -65,6 +65,17 @@ def test_one_token_is_no_text_for_general_judges() -> None:
         require_judges([boolq], ["refusal"])
 
 
+def test_a_judge_that_would_score_nothing_or_hide_another_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exact_match scores nothing in starter-harmful"):
+        require_judges(suite("starter"), ["refusal", "short_answer", "exact_match"])
+    paths = [tmp_path / "a" / "g.yaml", tmp_path / "b" / "g.yaml"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("kind: bleu\n")
+    with pytest.raises(UserError, match=r"are both named bleu-g\. Give one of them another name"):
+        require_judges(suite("paper"), ["refusal", "exact_match", *map(str, paths)])
+
+
 def test_judges_that_a_suite_cannot_do_without_are_added() -> None:
     assert default_judges(suite("starter"), ("refusal",)) == ("refusal",)
     assert default_judges(suite("paper"), ("refusal",)) == ("refusal", "exact_match")
@@ -162,3 +173,7 @@ def test_multiple_choice_from_file_to_summary(
     again = cli_here("score", tmp_path / "run" / "evals" / "base", "--judge", "exact_match")
     assert again.code == 0, again.stderr
     assert (tmp_path / "run" / "evals" / "base" / "summary.json").read_bytes() == before
+    idle = cli_here("score", tmp_path / "run" / "evals" / "base", "--judge", "exact_match", "--judge", "ifeval")
+    assert idle.code == 2
+    assert "ifeval scores nothing in BoolQ, BoolQ-likelihood" in idle.stderr
+    assert cli_here("score", tmp_path / "run" / "evals" / "base").code == 2  # the usual judges read free text

@@ -11,7 +11,7 @@ import pytest
 
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.data.sources import load_prompts
-from safeserve.evaluation.capability import run_lm_eval
+from safeserve.evaluation.capability import _cells, run_lm_eval
 from safeserve.generation.choices import ChoiceEngine
 from safeserve.generation.engine import Sampling
 from safeserve.judging.exact_match import ExactMatchJudge
@@ -70,6 +70,35 @@ def test_accuracy_by_likelihood_is_lm_evals(tiny: Callable[..., Any], task: Path
     cells = run_lm_eval(loaded, [str(task)])["tasks"]["own_questions"]
     assert cells["n"] == 24
     assert cells["acc"] == pytest.approx(accuracy)
+
+
+def test_the_command_keeps_lm_evals_numbers_and_refuses_what_it_would_ignore(
+    cli_here: Callable[..., Any], tiny_folder: Path, task: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(task.parent / "cache"))
+    common = ("eval", tiny_folder, "--lm-eval", task, "--limit", "4", "--name", "mine")
+    ran = cli_here(*common)
+    assert ran.code == 0, ran.stderr
+    assert "own_questions  n 4  acc " in ran.stdout
+    path = task.parent / "runs" / "mine" / "evals" / "base" / "lm_eval.json"
+    assert json.loads(path.read_text())["tasks"]["own_questions"]["n"] == 4
+    again = cli_here(*common)
+    assert (again.code, "--redo" in again.stderr) == (2, True)
+    ignored = cli_here(*common, "--seed", "3", "--skip-missing")
+    assert ignored.code == 2
+    assert "goes without --seed, --skip-missing" in ignored.stderr
+
+
+def test_a_group_of_tasks_has_its_numbers_too() -> None:
+    """lm-eval counts samples of tasks only; the form of its answer for mmlu and the like."""
+    outcome = {
+        "results": {"group": {"sample_len": 30, "acc,none": 0.5, "alias": "g"}, "task": {"acc,none": 0.4}},
+        "n-samples": {"task": {"original": 40, "effective": 30}},
+        "versions": {"task": 1},
+    }
+    assert _cells(outcome, "group") == {"n": 30, "version": None, "acc": 0.5}
+    assert _cells(outcome, "task") == {"n": 30, "version": 1, "acc": 0.4}
 
 
 def test_choices_are_those_of_plain_arithmetic(tiny: Callable[..., Any], task: Path) -> None:

@@ -219,6 +219,22 @@ def test_exporting_again_gives_the_same_log(run: Path) -> None:
     assert [child.name for child in path.parent.glob(".*")] == [], "a temporary file was left behind"
 
 
+def test_tokens_that_nobody_knows_are_not_none_at_all(run: Path) -> None:
+    """A served model and files of other tools tell no tokens; 0 would be a made-up number."""
+    path = run / "evals" / "base" / "good" / "completions.jsonl"
+    rows = read_jsonl(path)
+    rows[0] |= {"token_ids": [], "prompt_tokens": 0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (table,) = export(f"{run}:base", "jsonl")
+    first, second = [row for row in read_jsonl(table) if row["benchmark"] == "good"][:2]
+    assert (first["prompt_tokens"], first["response_tokens"]) == (None, None)
+    assert (second["prompt_tokens"], second["response_tokens"]) == (7, 3)
+    log_module = pytest.importorskip("inspect_ai.log")
+    export(f"{run}:base", "inspect")
+    log = log_module.read_eval_log(str(run / "evals" / "base" / "inspect" / "base--good.eval"))
+    assert log.samples[0].output.usage is None
+
+
 def test_the_inspect_folder_does_not_disturb_the_evaluation(run: Path) -> None:
     pytest.importorskip("inspect_ai")
     export(f"{run}:base", "inspect")

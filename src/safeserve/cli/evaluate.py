@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,14 @@ def evaluate(
 ) -> None:
     """Measure one model on a suite: safety, over-refusal and helpfulness, with intervals."""
     if lm_eval is not None:
-        if suite is not None or judge or server is not None:
-            raise UserError("--lm-eval: goes without --suite, --judge and --server. Run the suite by its own command.")
-        _capability(model, template, lm_eval, limit, out or RUNS / (name or f"lm-eval-{_stem(model)}"), as_json, quiet)
+        others = {"--suite": suite, "--judge": judge, "--server": server, "--api-key-env": api_key_env, "--seed": seed}
+        others |= {"--max-new-tokens": max_new_tokens, "--skip-missing": skip_missing}
+        if given := [option for option, value in others.items() if value not in (None, False, [])]:
+            raise UserError(f"--lm-eval: goes without {', '.join(given)}. Run the suite by its own command.")
+        path = (out or RUNS / (name or f"lm-eval-{_stem(model)}")) / "evals" / "base" / "lm_eval.json"
+        if path.exists() and not redo:
+            raise UserError(f"{path}: exists already. Pass --redo to measure again, or give another --name.")
+        _capability(model, template, lm_eval, limit, path, as_json, quiet)
         return
     suite = suite or "starter"
     from safeserve.evaluation.benchmarks import default_judges
@@ -70,18 +77,19 @@ def evaluate(
         from safeserve.report.tables import print_summary
 
         print_summary(summary)
-    next_commands(f"safeserve compare {folder}:base OTHER_RUN:MODEL", f"safeserve score {folder}:base --judge JUDGE")
+    made = shlex.quote(f"{folder}:base")
+    next_commands(f"safeserve compare {made} OTHER_RUN:MODEL", f"safeserve score {made} --judge JUDGE")
 
 
 def _stem(model: str) -> str:
-    """A model's name as part of a folder's."""
-    return Path(model).name.replace("@", "-")
+    """A model's name as part of a folder's: the last part of a path or hub id."""
+    return re.sub(r"[^\w.+-]+", "-", Path(model).resolve().name)
 
 
 def _capability(
-    model: str, template: str | None, tasks: str, limit: int | None, folder: Path, as_json: bool, quiet: bool
+    model: str, template: str | None, tasks: str, limit: int | None, path: Path, as_json: bool, quiet: bool
 ) -> None:
-    """Run lm-eval's tasks and keep its numbers in ``evals/base/lm_eval.json``."""
+    """Run lm-eval's tasks and keep its numbers in ``path``."""
     from safeserve.core.runs import write_json
     from safeserve.evaluation.capability import run_lm_eval
     from safeserve.models.loading import load
@@ -92,9 +100,8 @@ def _capability(
         "model": model,
         "identity": loaded.identity,
         "limit": limit,
-        **run_lm_eval(loaded, tasks.split(","), limit),
+        **run_lm_eval(loaded, [task.strip() for task in tasks.split(",")], limit),
     }
-    path = folder / "evals" / "base" / "lm_eval.json"
     write_json(path, found)
     if as_json:
         print_json(found)
@@ -103,7 +110,7 @@ def _capability(
         numbers = "  ".join(f"{key} {value:.4f}" for key, value in cells.items() if isinstance(value, float))
         print(f"{name}  n {cells['n']}  {numbers}")
     print(f"Kept in {path}")
-    next_commands(f"safeserve eval {model} --suite multiple-choice")
+    next_commands(shlex.join(["safeserve", "eval", model, "--suite", "multiple-choice"]))
 
 
 def score(
@@ -137,4 +144,4 @@ def score(
         from safeserve.report.tables import print_summary
 
         print_summary(summary)
-    next_commands(f"safeserve compare {target} OTHER_RUN:MODEL")
+    next_commands(f"safeserve compare {shlex.quote(target)} OTHER_RUN:MODEL")

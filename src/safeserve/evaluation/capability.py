@@ -93,8 +93,10 @@ def _task(name: str) -> str | dict[str, Any]:
 
 def _cells(outcome: Any, name: str) -> dict[str, Any]:
     """One task's numbers under plain names; lm-eval joins metric and filter by a comma."""
-    cells: dict[str, Any] = {"n": outcome["n-samples"][name]["effective"], "version": outcome["versions"].get(name)}
-    for key, value in outcome["results"][name].items():
+    results = outcome["results"][name]
+    counted = outcome["n-samples"].get(name, {}).get("effective", results.get("sample_len"))  # a group has no entry
+    cells: dict[str, Any] = {"n": counted, "version": outcome["versions"].get(name)}
+    for key, value in results.items():
         metric, _, filtered = key.partition(",")
         if isinstance(value, int | float) and filtered and math.isfinite(value):
             cells[metric if filtered == "none" else f"{metric} ({filtered})"] = value

@@ -12,30 +12,48 @@ from safeserve.core.errors import UserError
 from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, find_benchmark
-from safeserve.evaluation.folder import read_eval
+from safeserve.evaluation.folder import BenchmarkEval, read_eval
 from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion, Sampling, WaveEngine
 from safeserve.generation.resumable import generate_to
 from safeserve.judging.judge import Judge, Score
-from safeserve.judging.registry import GENERAL, by_rules_alone, family, is_own, make_judge
+from safeserve.judging.registry import DEFAULT_JUDGES, GENERAL, by_rules_alone, family, is_own, make_judge
 
 
 def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> dict[str, Judge]:
     """The judges by the names given for them; every benchmark needs one that is declared for it, or an own one.
 
     Raises:
-        UserError: no such judge, or a benchmark that none of them is for.
+        UserError: no such judge, two of one name, one that is for no benchmark, or a benchmark that none is for.
     """
-    made = {name: make_judge(name) for name in judges}
+    made, benchmarks = _make_judges(judges), tuple(benchmarks)
     for benchmark in benchmarks:
         if not any(meant_for(spec, judge, benchmark) for spec, judge in made.items()):
             fitting = (*(("modes",) if benchmark.general else ()), *benchmark.judges)
             raise UserError(
                 f"judges: none of {', '.join(judges) or '(none)'} is for {benchmark.name}. Add {' or '.join(fitting)}."
             )
+    for spec, judge in made.items():
+        if spec not in DEFAULT_JUDGES and not any(meant_for(spec, judge, benchmark) for benchmark in benchmarks):
+            raise UserError(_idle(spec, judge, [benchmark.name for benchmark in benchmarks]))
     return made
+
+
+def _make_judges(specs: Sequence[str]) -> dict[str, Judge]:
+    """Judges by spec; two of one name would write the same file of scores."""
+    made = {spec: make_judge(spec) for spec in specs}
+    named: dict[str, str] = {}
+    for spec, judge in made.items():
+        if (other := named.setdefault(judge.name, spec)) != spec:
+            raise UserError(f"judges: {other} and {spec} are both named {judge.name}. Give one of them another name.")
+    return made
+
+
+def _idle(spec: str, judge: Judge, benchmarks: Sequence[str]) -> str:
+    hint = " It is for: safeserve compare A B --win-rate." if family(judge.name) == "pairwise" else ""
+    return f"judges: {spec} scores nothing in {', '.join(benchmarks)}. Leave it out, or evaluate what it is for.{hint}"
 
 
 def meant_for(spec: str, judge: Judge, benchmark: Benchmark) -> bool:
@@ -134,7 +152,7 @@ def evaluate(
         "identity": engine.model_identity,
         "engine": engine.identity,
         "suite": suite,
-        "sampling": sampling.model_dump(),
+        "sampling": {**sampling.model_dump(), **dict.fromkeys(engine.not_sent)},
         "dtype": engine.dtype,
         "judges": identities,
         "provisional": by_rules_alone(judge.name for judge in made.values()),
@@ -158,20 +176,22 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
     """Judge the stored completions of ``evals/MODEL`` and write its summary again; nothing is generated.
 
     Raises:
-        UserError: not such a folder, or no benchmark that these judges are meant for.
+        UserError: not such a folder, or a judge that scores nothing in it.
     """
     found = read_eval(folder)
-    made = [make_judge(name) for name in judges]
-    identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made}}
+    made = _make_judges(judges)
+    stored = found.benchmarks.items()
+    idle = [spec for spec, judge in made.items() if not any(_scores(spec, judge, *each) for each in stored)]
+    for spec in idle:
+        if spec not in DEFAULT_JUDGES or len(idle) == len(made):
+            raise UserError(_idle(spec, made[spec], list(found.benchmarks)))
+    identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made.values()}}
     parts: dict[str, Any] = {}
-    for name, part in found.benchmarks.items():
+    for name, part in stored:
         prompts, completions = list(part.prompts.values()), list(part.completions.values())
         scores = dict(part.scores)
-        known = find_benchmark(name)
-        for spec, judge in zip(judges, made, strict=True):
-            if known is not None and not meant_for(spec, judge, known):
-                continue
-            if any(applies(judge.name, prompt) for prompt in prompts):
+        for spec, judge in made.items():
+            if _scores(spec, judge, name, part):
                 scores[judge.name] = judge_benchmark(judge, prompts, completions, folder / name)
         parts[name] = {**_decoding(found.meta, name), **summarise(prompts, completions, scores, identities)}
     summary = {
@@ -182,6 +202,13 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
         "benchmarks": parts,
     }
     return _checked(folder, summary)
+
+
+def _scores(spec: str, judge: Judge, name: str, part: BenchmarkEval) -> bool:
+    """Whether a judge has anything to score in a stored benchmark; one that is not ours takes every judge."""
+    known = find_benchmark(name)
+    meant = known is None or meant_for(spec, judge, known)
+    return meant and any(applies(judge.name, prompt) for prompt in part.prompts.values())
 
 
 def _checked(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safeserve.core.clustered import clustered_rate
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.statistics import Interval, score_interval
 from safeserve.data.records import Prompt, user
+from safeserve.evaluation.benchmarks import find_benchmark
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.length_control import length_controlled
 from safeserve.judging.llm import PairVerdict, PairwiseJudge
@@ -150,16 +151,16 @@ def summarise_pairs(pairs: Sequence[Pair], results: Sequence[PairResult], name: 
 def add_win_rates(
     comparison: Mapping[str, Any], a: EvalFolder, b: EvalFolder, judge: str, null_test: bool = False
 ) -> dict[str, Any]:
-    """The comparison of ``a`` and ``b`` with a ``win_rate`` part a benign benchmark, and one on the judge itself.
+    """The comparison of ``a`` and ``b`` with a ``win_rate`` part a benchmark, and one on the judge itself.
 
-    On harmful prompts the more obliging answer would win, so those are left to the judges of safety.
+    Left out are harmful prompts, where the more obliging answer would win, and multiple choice, which is no text.
 
     Args:
         judge: spec of a pairwise judge, see ``registry.make_judge``.
         null_test: also show ``b``'s answers against themselves, see :func:`null_test_part`.
 
     Raises:
-        UserError: the judge scores single answers, or no benign benchmark is in common.
+        UserError: the judge scores single answers, or no benign benchmark of free text is in common.
         EvidenceError: no pair of a benchmark has a verdict.
     """
     made = make_judge(judge)
@@ -168,12 +169,16 @@ def add_win_rates(
             f"{judge}: judge {made.name} scores single answers; a win rate needs a file with kind: pairwise."
         )
     benchmarks = {name: dict(part) for name, part in comparison["benchmarks"].items()}
-    benign = [name for name in benchmarks if a.benchmarks[name].label == "benign"]
-    pairs = {name: found for name in benign if (found := _pairs(a.benchmarks[name], b.benchmarks[name]))}
+    chosen = [name for name in benchmarks if a.benchmarks[name].label == "benign" and _is_text(name)]
+    pairs = {name: found for name in chosen if (found := _pairs(a.benchmarks[name], b.benchmarks[name]))}
     if not pairs:
-        raise UserError(f"{a.path} and {b.path}: no benign benchmark in common, so there is nothing a win rate is for.")
+        raise UserError(
+            f"{a.path} and {b.path}: no benign benchmark of free text in common, so there is nothing a win rate is for."
+        )
     for name, found in pairs.items():
         part = summarise_pairs(found, judge_pairs(made, found), name)
+        answers = {*a.benchmarks[name].completions} | {*b.benchmarks[name].completions}
+        part["n_without_answer"] = len(answers) - len(found)
         if null_test:
             part["null_test"] = null_test_part(made, [Pair(pair.prompt, pair.b, pair.b) for pair in found])
         benchmarks[name]["win_rate"] = part
@@ -182,7 +187,7 @@ def add_win_rates(
         "identity": made.identity,
         "model": made.options.model,
         "usage": made.client.usage.to_json(),
-        "harmful_left_out": [name for name in benchmarks if name not in benign],
+        "left_out": [name for name in benchmarks if name not in chosen],
     }
     return {**comparison, "benchmarks": benchmarks, "win_rate": about}
 
@@ -239,6 +244,12 @@ def agreement_on_pairs(judge: Comparer, rows: Sequence[Mapping[str, Any]]) -> di
         "ties": sum(r.preference == 0.5 for r in results),
         "inconsistent": sum(r.inconsistent for r in results if r.preference is not None),
     }
+
+
+def _is_text(benchmark: str) -> bool:
+    """Whether answers are free text; those of a benchmark that is not ours are taken for it."""
+    known = find_benchmark(benchmark)
+    return known is None or known.general
 
 
 def _pairs(a: BenchmarkEval, b: BenchmarkEval) -> list[Pair]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from safeserve.core.errors import EnvironmentFault
 from safeserve.core.options import stable_hash
-from safeserve.core.runs import disk_errors
+from safeserve.core.runs import disk_errors, readable
 from safeserve.data.records import Message, Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.generation.engine import Completion
 from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
-from safeserve.report.samples_table import clean, readable
+from safeserve.report.samples_table import clean, token_count
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalResults, EvalSample
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _STOP = {"stop": "stop", "length": "max_tokens", "error": "unknown"}
 """Our finish reasons in Inspect's words."""
-
 
 _KEPT = ("n_not_applicable", "modes", "flags", "by_category")
 """What of a judge's summary goes along with its metrics."""
@@ -136,9 +135,7 @@ def _results(part: BenchmarkEval, summary: Mapping[str, Any]) -> EvalResults:
                 scored_samples=cell.get("n_scored"),
                 unscored_samples=unscored,
                 metrics=metrics,
-                metadata={
-                    key: cell[key] for key in ("n_not_applicable", "modes", "flags", "by_category") if key in cell
-                },
+                metadata={key: cell[key] for key in _KEPT if key in cell},
             )
         )
     total = len(part.completions)
@@ -183,7 +180,7 @@ def _messages(messages: Sequence[Message]) -> list[ChatMessage]:
 def _output(model: str, completion: Completion) -> ModelOutput:
     from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, ModelUsage
 
-    name, used = f"safeserve/{readable(model)}", len(completion.token_ids)
+    name, used = f"safeserve/{readable(model)}", token_count(completion)
     if completion.finish_reason == "error":
         return ModelOutput(model=name, error=readable(completion.error or "no reason given"))
     message = ChatMessageAssistant(
@@ -195,7 +192,9 @@ def _output(model: str, completion: Completion) -> ModelOutput:
     return ModelOutput(
         model=name,
         choices=[ChatCompletionChoice(message=message, stop_reason=_STOP[completion.finish_reason])],
-        usage=ModelUsage(
+        usage=None
+        if used is None
+        else ModelUsage(
             input_tokens=completion.prompt_tokens,
             output_tokens=used,
             total_tokens=completion.prompt_tokens + used,

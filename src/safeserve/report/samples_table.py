@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from safeserve.core.errors import EnvironmentFault
-from safeserve.core.runs import jsonl_text
+from safeserve.core.runs import jsonl_text, readable
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import EvalFolder, Key
 from safeserve.generation.engine import Completion
@@ -46,11 +46,6 @@ _SCORE_COLUMNS = {
 }
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n")
 _QUOTE = "'"
-
-
-def readable(text: str) -> str:
-    """``text`` with half characters (lone surrogates, which no UTF-8 file can hold) as U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def columns(judges: Sequence[str]) -> dict[str, str]:
@@ -104,6 +99,11 @@ def plain_cell(cell: str) -> str:
     return cell.removeprefix(_QUOTE)
 
 
+def token_count(completion: Completion) -> int | None:
+    """Tokens of the answer; None where its tokens are unknown (a served model, completions of another tool)."""
+    return None if completion.text and not completion.token_ids else len(completion.token_ids)
+
+
 def _row(
     model: str,
     benchmark: str,
@@ -127,8 +127,8 @@ def _row(
         "response": completion.text,
         "finish_reason": completion.finish_reason,
         "logprob_sum": completion.logprob_sum,
-        "prompt_tokens": completion.prompt_tokens,
-        "response_tokens": len(completion.token_ids),
+        "prompt_tokens": completion.prompt_tokens or None,
+        "response_tokens": token_count(completion),
         "error": completion.error,
     }
     for judge in judges:

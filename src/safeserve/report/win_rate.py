@@ -53,12 +53,14 @@ def win_rate_notes(comparison: Mapping[str, Any]) -> list[str]:
             continue
         if cell["identical"]:
             notes.append(f"{name}: {cell['identical']} pairs of identical answers, tied without asking.")
+        if cell["n_without_answer"]:
+            notes.append(f"{name}: {cell['n_without_answer']} answers have none on the other side to compare with.")
         if why := cell["length_controlled"]["reason"]:
             notes.append(f"{name}: no win rate at equal length: {why}.")
         if test := cell.get("null_test"):
             notes.append(_null_test_note(name, test))
-    if about["harmful_left_out"]:
-        notes.append(f"Harmful prompts have no win rate: {', '.join(about['harmful_left_out'])}.")
+    if about["left_out"]:
+        notes.append(f"No win rate of harmful prompts and of multiple choice: {', '.join(about['left_out'])}.")
     return notes
 
 
