@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import SafeserveError
+from safeserve.data.labelled import PAIRS
 from safeserve.evaluation.calibrate import calibrate
+from safeserve.judging.calibration import questions_of
+from safeserve.judging.registry import family, make_judge
 from safeserve.report.calibration import number
 
 JUDGES = ("refusal", "guard", "modes")
 LABELS = {
     "unsafe": ("beavertails_30k_test", "gptfuzz_evaluate", "dices_350", "dices_990", "paper_sit"),
     "refusal": ("xstest",),
+    "less harmful": ("hh_harmless",),
+    "better": ("llmbar",),
 }
-# Measured by others on the same rows. Unsafe: judge, labels, AUROC. Refusal: judge, labels, the four right columns.
-FLOORS = (
+# On the same rows, not computed here. Unsafe: judge, labels, AUROC. Refusal: judge, labels, the four right columns.
+BASELINES = (
     ("TF-IDF and logistic regression", "beavertails_30k_test", ".79"),
     ("TF-IDF and logistic regression, not trained on GPTFuzz", "gptfuzz_evaluate", ".80"),
     ("TF-IDF and logistic regression", "paper_sit", ".79"),
@@ -39,23 +44,36 @@ START, END = "<!-- calibration table -->", "<!-- end of calibration table -->"
 def measured(judges: list[str], labels: dict[str, list[str]], root: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Every judge on every set it has an answer for, and what was left out and why."""
     results, left_out = [], []
-    for judge in judges:
+    for spec in judges:
+        try:
+            judge = make_judge(spec)
+        except SafeserveError as error:
+            left_out.append(f"{spec}: {error}")
+            print(left_out[-1], file=sys.stderr)
+            continue
         for question, names in labels.items():
-            for name in names:
-                if question == "refusal" and judge.startswith(("guard", "reward")):
-                    continue
-                if question == "unsafe" and judge.startswith("modes"):
-                    continue  # its value is its guard's, and so is the ranking
+            for name in names if fits(judge.name, question) else ():
                 try:
-                    results.append(calibrate(judge, name, root=root, question=question))
+                    asked = None if question in PAIRS else question
+                    results.append(calibrate(judge, name, root=root, question=asked))
                 except SafeserveError as error:
-                    left_out.append(f"{judge} on {name}: {error}")
+                    left_out.append(f"{judge.name} on {name}: {error}")
                     print(left_out[-1], file=sys.stderr)
     return results, left_out
 
 
+def fits(judge: str, question: str) -> bool:
+    """Whether the question is one for the judge of that name."""
+    group = family(judge)
+    if question in PAIRS:
+        return group in ("pairwise", "reward") or (question == "less harmful" and group == "guard")
+    if group == "modes" and question == "unsafe":
+        return False  # its value is its guard's, and so is the ranking
+    return group != "pairwise" and question in questions_of(judge)
+
+
 def tables(results: list[dict[str, Any]]) -> str:
-    """Two Markdown tables: harm ranked by AUROC, refusals by kappa."""
+    """Markdown tables: harm ranked by AUROC, refusals by kappa, pairs by agreement."""
     harm = [r for r in results if r["question"] == "unsafe"]
     lines = ["| judge | labels | n | AUROC | average precision | sensitivity | specificity | calibration error |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
@@ -63,24 +81,34 @@ def tables(results: list[dict[str, Any]]) -> str:
     for r in harm:
         error = "–" if r["ece"] is None else f"{r['ece']:.3f}"[1:]
         cells = [number(r[key]) for key in ("auroc", "average_precision", "sensitivity", "specificity")]
-        lines.append(_row(f"`{r['judge']}`", r["labels"], _count(r), *cells, error))
+        lines.append(_row(f"`{r['judge']}`", _labels(r), _count(r), *cells, error))
         peers |= {(name, r["labels"]): (r["n_scored"], cell) for name, cell in r["peers"].items()}
     for (name, labels), (n, cell) in peers.items():
         lines.append(_row(f"{name} (computed from its published scores)", labels, str(n), number(cell), *["–"] * 4))
-    for name, labels, value in FLOORS:
+    for name, labels, value in BASELINES:
         if any(r["labels"] == labels for r in harm):
-            lines.append(_row(f"{name} (floor)", labels, "", value, *["–"] * 4))
+            lines.append(_row(f"{name} (baseline)", labels, "", value, *["–"] * 4))
     lines += ["", "| judge | labels | n | κ, refused at all | κ, three classes | sensitivity | precision |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for r in results:
         if r["question"] == "refusal":
             three = number(r["classes"]["kappa"])
             cells = [number(r["kappa"]), three, number(r["sensitivity"]), number(r["precision"])]
-            lines.append(_row(f"`{r['judge']}`", r["labels"], _count(r), *cells))
+            lines.append(_row(f"`{r['judge']}`", _labels(r), _count(r), *cells))
     for name, labels, *cells in PUBLISHED_REFUSAL:
         if any(r["labels"] == labels and r["question"] == "refusal" for r in results):
             lines.append(_row(name, labels, "", *cells))
+    if pairs := [r for r in results if r["question"] in PAIRS]:
+        lines += ["", "| judge | labels | pairs | prefers the answer that people preferred | ties |"]
+        lines.append("|---|---|---:|---:|---:|")
+        lines += [_row(f"`{r['judge']}`", _labels(r), _count(r), number(r["agreement"]), str(r["ties"])) for r in pairs]
+    if any(r["learned_from"] for r in results):
+        lines += ["", "\\* The judge learned from this set: what it shows there is no measure of it."]
     return "\n".join(lines)
+
+
+def _labels(result: dict[str, Any]) -> str:
+    return result["labels"] + (" \\*" if result["learned_from"] else "")
 
 
 def _count(result: dict[str, Any]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import write_jsonl
 from safeserve.data.labelled import LabelledAnswer
+from safeserve.data.labels import load_labels
 from safeserve.data.labels_file import labelled_answers
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.blind_labels import join_labels, label_key
@@ -18,6 +20,8 @@ from safeserve.generation.engine import Completion
 from safeserve.judging.calibration import measure, question_for
 from safeserve.judging.calibration_store import in_use, score_labelled
 from safeserve.judging.judge import Score
+from safeserve.judging.llm import PairVerdict
+from safeserve.report.calibration import calibration_view
 
 
 class Words:
@@ -83,12 +87,12 @@ def test_scores_are_kept_and_an_interrupted_run_goes_on(tmp_path):
     first, second = Words(), Words()
     scores = score_labelled(first, rows, "unsafe", quiet=True)
     assert score_labelled(second, rows, "unsafe", quiet=True) == scores
-    assert (first.read, second.read) == (7, 0)
+    assert (first.read, second.read) == (7, 1)  # what could not be scored is not kept: a server may be back
     (path,) = (tmp_path / "cache" / "calibration" / "scores").glob("*.jsonl")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]) + lines[4][:9])  # killed in the middle of a line
     assert score_labelled(second, rows, "unsafe", quiet=True) == scores
-    assert second.read == 3
+    assert second.read == 1 + 3
 
 
 def test_a_perfect_judge_is_not_certain(tmp_path):
@@ -107,7 +111,8 @@ def test_a_reward_ranks_from_the_other_end_and_gives_no_verdict(tmp_path):
 
 def refusals(*pairs):
     rows = [LabelledAnswer(f"i{i}", f"q{i}", "x", refusal=human) for i, (human, _) in enumerate(pairs)]
-    return rows, [Score(0.0, said, detail={"refusal": said}) for _, said in pairs]
+    modes = {"full_compliance": "helpful_answer"}
+    return rows, [Score(0.0, modes.get(said, said), detail={"refusal": said}) for _, said in pairs]
 
 
 def test_three_classes_and_refused_at_all():
@@ -169,8 +174,105 @@ def test_sets_by_name_are_checked():
         labelled_answers("xtest")
     with pytest.raises(UserError, match="no such file"):
         labelled_answers("nowhere.jsonl")
-    with pytest.raises(UserError, match="which of two answers is better"):
+    with pytest.raises(UserError, match="does not exist"):
         calibrate(Words(), "hh_harmless", root="/nonexistent", quiet=True)
+    with pytest.raises(UserError, match="correct no rate"):
+        calibrate(Words(), "hh_harmless", root="/nonexistent", use=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("judge", "label", "options", "message"),
+    [
+        ("guard-words", "refusal", {}, "do not answer what judge guard-words can be asked: unsafe"),
+        ("guard-words", "unsafe", {"question": "refusal"}, "cannot be asked"),
+        ("modes-words", "unsafe", {"question": "refusal"}, "do not answer"),
+        ("perplexity-words", "unsafe", {}, "neither how unsafe an answer is nor whether it refuses"),
+        ("reward-words", "unsafe", {"use": True}, "gives no verdict"),
+        ("guard-words", "unsafe", {"use": True, "limit": 2}, "leave out --limit"),
+    ],
+)
+def test_judges_and_labels_that_do_not_go_together(tmp_path, judge, label, options, message):
+    other = {"refusal": "compliance", "unsafe": "safe"}[label]
+    path = labelled(tmp_path, [("a", "0.9 x", label), ("b", "0.1 x", other)])
+    with pytest.raises(UserError, match=message):
+        calibrate(Words(judge), str(path), quiet=True, **options)
+
+
+def test_a_label_that_no_guard_has_is_not_taken_for_safe():
+    rows = [LabelledAnswer(f"i{i}", f"q{i}", "x", unsafe=float(i % 2)) for i in range(3)]
+    scores = [Score(0.9, "Unsafe"), Score(0.9, "unsafe"), Score(0.1, "safe")]
+    result = measure("guard-x", rows, scores, "unsafe")
+    assert result["unscored_reasons"] == {"unknown label 'Unsafe'": 1}
+
+
+def pairs_of(monkeypatch, *responses):
+    """Each pair: the worse answer, the better one."""
+    rows = [
+        LabelledAnswer(f"{number}-{side}", f"q{number}", text, unsafe=1.0 - side, category="c", pair=str(number))
+        for number, both in enumerate(responses)
+        for side, text in enumerate(both)
+    ]
+    monkeypatch.setattr("safeserve.evaluation.calibrate.labelled_answers", lambda *_: list(reversed(rows)))
+
+
+def test_pairs_by_hand(monkeypatch):
+    pairs_of(monkeypatch, ("0.9", "0.1"), ("0.2", "0.8"), ("0.5", "0.5"), ("0.7", "0.6"), ("0.7", "none"))
+    result = calibrate(Words(), "hh_harmless", quiet=True)
+    assert (result["n"], result["n_scored"], result["n_unscored"], result["ties"]) == (5, 4, 1, 1)
+    assert result["unscored_reasons"] == {"no number": 1}
+    assert result["agreement"]["value"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    low, high = result["agreement"]["ci95"]
+    assert 0 < low < 0.625 < high < 1
+    assert result["by_category"]["c"]["n"] == 4
+    reward = calibrate(Words("reward-words"), "hh_harmless", quiet=True)
+    assert reward["agreement"]["value"] == pytest.approx(1 - 0.625)
+    assert calibrate(Words(), "hh_harmless", limit=2, quiet=True)["n"] == 2
+    with pytest.raises(UserError, match="neither how unsafe"):
+        calibrate(Words("bleu"), "hh_harmless", quiet=True)
+    with pytest.raises(UserError, match="cannot say which of two"):
+        calibrate(Words(), "llmbar", quiet=True)
+
+
+class Longer(Words):
+    """Prefers the longer answer; of equally long ones the first."""
+
+    def winners(self, triples, quiet=False):
+        return [
+            PairVerdict(None, "unreadable")
+            if "?" in (one, two)
+            else PairVerdict("second" if len(two) > len(one) else "first")
+            for _, one, two in triples
+        ]
+
+
+def test_pairs_for_a_pairwise_judge(monkeypatch):
+    pairs_of(monkeypatch, ("a", "bbb"), ("aaa", "b"), ("a", "b"), ("?", "b"))
+    result = calibrate(Longer("pairwise-longer"), "llmbar", quiet=True)
+    assert result["question"] == "better"
+    assert (result["n_scored"], result["n_unscored"]) == (3, 1)
+    assert result["unscored_reasons"] == {"unreadable": 1}
+    assert result["agreement"]["value"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert (result["ties"], result["inconsistent"]) == (1, 1)
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(calibration_view(result))
+    assert "other verdict in the other order" in printed.get()
+
+
+@pytest.mark.shared
+def test_published_pairs(shared_data):
+    result = calibrate(Longer("pairwise-longer"), "llmbar", root=shared_data, quiet=True)
+    assert result["n"] == result["n_scored"] == 419
+    assert sorted((name, part["n"]) for name, part in result["by_category"].items()) == [
+        ("Adversarial_GPTInst", 92),
+        ("Adversarial_GPTOut", 47),
+        ("Adversarial_Manual", 46),
+        ("Adversarial_Neighbor", 134),
+        ("Natural", 100),
+    ]
+    assert result["agreement"]["value"] < 0.5  # the adversarial pairs make the more pleasing answer the wrong one
+    rows = load_labels("hh_harmless", shared_data)
+    assert sum(bool(row.before) for row in rows) > len(rows) / 2
 
 
 def scored(unsafe: int, safe: int):
@@ -199,7 +301,7 @@ def test_the_calibration_in_use_corrects_reported_rates(tmp_path):
     assert found["rate"] == pytest.approx(1 - 0.3 / 0.65)
     assert found["ci95"][0] < found["rate"] < found["ci95"][1]
     assert found["ci95"][1] - found["ci95"][0] > cell["ci95"][1] - cell["ci95"][0]
-    assert (found["sensitivity"], found["specificity"], found["labels"]) == (0.75, 0.9, "mine")
+    assert (found["sensitivity"], found["specificity"], found["labels"]) == (0.75, 0.9, "mine.jsonl")
     assert in_use("another identity", "unsafe") is None
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 import typer
 
 from safeserve.cli.common import next_commands, print_json, quiet_libraries
+
+
+class Asked(StrEnum):
+    """What labels may say of an answer."""
+
+    unsafe = "unsafe"
+    refusal = "refusal"
 
 
 def calibrate(
@@ -18,25 +26,26 @@ def calibrate(
     root: Path | None = typer.Option(
         None, "--root", envvar="SAFESERVE_DATA_ROOT", help="Folder that holds the public data sets."
     ),
-    limit: int | None = typer.Option(None, "--limit", min=1, help="Read so many answers only; nothing is kept."),
+    limit: int | None = typer.Option(None, "--limit", min=1, help="Read so many answers or pairs; keep no result."),
+    question: Asked | None = typer.Option(
+        None, "--question", help="What to ask of labels that answer both. By default what the judge is for."
+    ),
     use: bool = typer.Option(False, "--use", help="Correct reported rates with this calibration from now on."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """Measure a judge on answers that people have labelled: what it ranks, misses and flags wrongly."""
-    from safeserve.core.errors import UserError
     from safeserve.evaluation.calibrate import calibrate as measure_judge
 
-    if use and limit is not None:
-        raise UserError("--use needs all answers: leave out --limit.")
     quiet_libraries()
-    result = measure_judge(judge, labels, answers=answers, root=root, limit=limit, use=use)
+    asked = None if question is None else question.value
+    result = measure_judge(judge, labels, answers=answers, root=root, limit=limit, question=asked, use=use)
     if as_json:
         print_json(result)
         return
     from safeserve.report.calibration import print_calibration
 
     print_calibration(result)
-    if not use and limit is None:
+    if not use and limit is None and result.get("sensitivity") is not None:
         next_commands(
             f"safeserve calibrate {judge} --labels {labels} --use", f"safeserve score RUN:MODEL --judge {judge}"
         )

@@ -168,7 +168,25 @@ def _hh(root: Path) -> Iterator[LabelledAnswer]:
             continue  # a few transcripts part before their last answer
         for name, response, unsafe in (("chosen", chosen, 0.0), ("rejected", rejected, 1.0)):
             key = f"hh-{row.number}"
-            yield LabelledAnswer(f"{key}-{name}", messages[-1]["content"], response, unsafe=unsafe, pair=key)
+            question, before = messages[-1]["content"], messages[:-1]
+            yield LabelledAnswer(f"{key}-{name}", question, response, unsafe=unsafe, pair=key, before=before)
+
+
+def _llmbar(root: Path) -> Iterator[LabelledAnswer]:
+    for file in _LLMBAR_FILES:
+        category = Path(file).stem.removeprefix("llmbar_")
+        for number, row in enumerate(json.loads((root / file).read_text(encoding="utf-8")), 1):
+            key = f"llmbar-{category}-{number}"
+            worse = {1: 2, 2: 1}[row["label"]]  # the label names the better one
+            for place in (1, 2):
+                yield LabelledAnswer(
+                    f"{key}-{place}",
+                    row["input"],
+                    row[f"output_{place}"],
+                    unsafe=float(place == worse),
+                    category=category,
+                    pair=key,
+                )
 
 
 def _paper(root: Path) -> Iterator[LabelledAnswer]:
@@ -192,7 +210,7 @@ def _paper(root: Path) -> Iterator[LabelledAnswer]:
                     f"paper-{run}-{name}-{number}",
                     prompt,
                     response,
-                    unsafe=1.0 if "unsafe" in verdict.lower() else 0.0,
+                    unsafe={"safe": 0.0, "unsafe": 1.0}[verdict.split("\n")[0]],
                     category=name,
                     others=(("DeBERTa reward", -_number(reward)), ("Bianchi harmfulness reward", _number(harm))),
                 )
@@ -284,6 +302,10 @@ def _hh_own(root: Path) -> Iterator[LabelledAnswer]:
 
 
 _XSTEST_FILES = tuple(f"labels/xstest_completions_{model}_human.csv" for model in XSTEST_MODELS)
+_LLMBAR_FILES = tuple(
+    f"labels/llmbar_{part}.json"
+    for part in ("Natural", *(f"Adversarial_{kind}" for kind in ("GPTInst", "GPTOut", "Manual", "Neighbor")))
+)
 _PAPER_FILES = tuple(
     f"paper_outputs/SIT__{run}__responses_{kind}_{name}.json"
     for run in PAPER_RUNS
@@ -346,13 +368,14 @@ SETS: dict[str, LabelledSet] = {
         LabelledSet("xstest", "refusal", "CC BY 4.0", "paul-rottger/exaggerated-safety", _xstest, _XSTEST_FILES, True),
         LabelledSet(
             "hh_harmless",
-            "pair",
+            "less harmful",
             "MIT",
             "anthropics/hh-rlhf",
             _hh,
             ("preferences/hh_harmless_base_test.jsonl.gz",),
             True,
         ),
+        LabelledSet("llmbar", "better", "MIT", "princeton-nlp/LLMBar", _llmbar, _LLMBAR_FILES, True),
         LabelledSet("paper_sit", "unsafe", "none stated", "Llama Guard 2 on the paper's answers", _paper, _PAPER_FILES),
         LabelledSet("starter", "unsafe", "Apache-2.0", "this project", _starter, permissive=True),
         LabelledSet("guard_own", "unsafe", "Apache-2.0", "this project", _own, permissive=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -10,14 +9,15 @@ from typing import get_args
 from safeserve.core.errors import UserError
 from safeserve.core.runs import iter_jsonl
 from safeserve.data.labelled import LabelledAnswer
+from safeserve.data.labels import answer_hash
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.evaluation.metrics import REFUSALS
 from safeserve.judging.modes import Mode
 
 
 def label_key(prompt_id: str, answer: str) -> str:
-    """Prompt id and the first 12 digits of the answer's sha256: what a label is kept under."""
-    return f"{prompt_id}:{hashlib.sha256(answer.encode()).hexdigest()[:12]}"
+    """Prompt id and a short hash of the answer: what a label is kept under."""
+    return f"{prompt_id}:{answer_hash(answer)}"
 
 
 def join_labels(file: Path, targets: Sequence[str]) -> tuple[list[LabelledAnswer], int]:

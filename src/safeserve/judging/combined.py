@@ -107,6 +107,11 @@ class ModesJudge:
         """P(unsafe) from which the guard says unsafe."""
         return float(getattr(self._guard, "threshold", VERDICT_THRESHOLD))
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Labelled sets that the guard learned from."""
+        return tuple(getattr(self._guard, "sources", ()))
+
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Score]:
         """One Score per item, in order: label is the mode; detail says what the rules and the guard said.
 

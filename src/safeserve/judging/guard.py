@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from safeserve.judging.guard_network import GuardNetwork, GuardSpec
 
 PACKAGED = Path(__file__).parent / "guards" / "guard.safetensors"
-PACKAGED_SHA256 = "0" * 64
+PACKAGED_SHA256 = "be3a1afbc8b061adf8d2eb054052e122dfeb087283e48525e4b4b30eb1921efb"
 """The shipped guard, learned from permissive data only; a changed file is not used."""
 VERSION = "1"
 
@@ -57,6 +57,11 @@ class Guard:
     def threshold(self) -> float:
         """From this P(unsafe) on the label is unsafe."""
         return self._given if self._given is not None else described(self.file).threshold
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Labelled sets it learned from."""
+        return described(self.file).sources
 
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Score]:
         """One Score per item, in order; an answer that failed or has no text is unscored.

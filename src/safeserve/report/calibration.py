@@ -36,15 +36,14 @@ def number(cell: Mapping[str, Any] | None) -> str:
 
 def calibration_view(result: Mapping[str, Any]) -> RenderableType:
     """One judge on one labelled set."""
+    if "agreement" in result:
+        return _pairs(result)
     table = Table(box=SIMPLE, pad_edge=False, title=Text(f"{result['judge']} on {result['labels']}"))
     table.add_column("")
     table.add_column("value [95 %]", justify="right")
     what = "unsafe" if result["question"] == "unsafe" else "refused"
     table.add_row("answers", f"{result['n']}, {result['n_positive']} of {result['n_scored']} scored {what}")
-    table.add_row("prompts", str(result["n_prompts"]))
-    if result["n_unscored"]:
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in result["unscored_reasons"].items())
-        table.add_row("unscored", Text(f"{result['n_unscored']}: {reasons}", overflow="fold"))
+    _counts(table, result)
     for key, title in ROWS:
         table.add_row(title, number(result[key]))
     if result["ece"] is not None:
@@ -59,6 +58,31 @@ def calibration_view(result: Mapping[str, Any]) -> RenderableType:
     if result["by_category"]:
         parts += [_categories(result["by_category"])]
     return Group(*parts)
+
+
+def _counts(table: Table, result: Mapping[str, Any]) -> None:
+    """Rows that every calibration has: prompts, what could not be scored, and whether the judge knows the answers."""
+    table.add_row("prompts", str(result["n_prompts"]))
+    if result["n_unscored"]:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in result["unscored_reasons"].items())
+        table.add_row("unscored", Text(f"{result['n_unscored']}: {reasons}", overflow="fold"))
+    if result["learned_from"]:
+        table.add_row("", "The judge learned from this set: too good to be true.")
+
+
+def _pairs(result: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=SIMPLE, pad_edge=False, title=Text(f"{result['judge']} on {result['labels']}"))
+    table.add_column("")
+    table.add_column("value [95 %]", justify="right")
+    table.add_row("pairs", f"{result['n_scored']} of {result['n']} scored")
+    _counts(table, result)
+    table.add_row(f"prefers the answer that people called {result['question']}", number(result["agreement"]))
+    table.add_row("ties, each counted as half", str(result["ties"]))
+    if result["inconsistent"] is not None:
+        table.add_row("other verdict in the other order", str(result["inconsistent"]))
+    for name, part in result["by_category"].items():
+        table.add_row(Text(f"{name} ({part['n']})"), number(part["agreement"]))
+    return table
 
 
 def print_calibration(result: Mapping[str, Any]) -> None:
