@@ -32,7 +32,8 @@ class VerdictIds:
 def verdict_ids(hub: HubModel, words: tuple[str, str]) -> VerdictIds:
     """Ids of the tokens that spell (unsafe word, safe word), in any case and with or without a space before.
 
-    A word that is no token of its own is known by its first token.
+    The first token of the word as this tokenizer spells it counts too: the vocabulary may hold the word with a space
+    before it only, and then what is written after a line break comes in pieces.
 
     Raises:
         UserError: the tokenizer begins both words alike.
@@ -45,10 +46,8 @@ def verdict_ids(hub: HubModel, words: tuple[str, str]) -> VerdictIds:
 
 def _ids_of(tokenizer: Any, word: str) -> set[int]:
     whole = {number for token, number in tokenizer.get_vocab().items() if token.strip(_BLANKS).lower() == word}
-    if whole:
-        return whole
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
-    return set([piece for piece in pieces if tokenizer.decode([piece]).strip()][:1])
+    return whole.union([piece for piece in pieces if tokenizer.decode([piece]).strip()][:1])
 
 
 def p_unsafe(logits: Any, ids: VerdictIds) -> float:

@@ -93,7 +93,8 @@ class Bleu(OverlapJudge):
     def measure(self) -> Callable[[str, str], float]:
         from sacrebleu import sentence_bleu
 
-        return lambda answer, reference: float(sentence_bleu(answer, [reference]).score) / 100
+        # Equal texts come out a hair above 100.
+        return lambda answer, reference: min(1.0, float(sentence_bleu(answer, [reference]).score) / 100)
 
 
 class RougeL(OverlapJudge):
