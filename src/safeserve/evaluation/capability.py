@@ -23,7 +23,8 @@ def run_lm_eval(
 
     Args:
         loaded: the model; nothing of it is changed.
-        tasks: names of lm-eval's tasks, or YAML files of own ones (data only: a tag that names code is refused).
+        tasks: names of lm-eval's tasks, or YAML files of own ones. A tag that names code is refused, but lm-eval's
+            templates are programs: a task's file must be trusted.
         limit: the first rows of each task only.
         batch_rows: rows a forward pass.
 
