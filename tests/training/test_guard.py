@@ -26,9 +26,11 @@ from safeserve.training.guard import (
     GuardObjective,
     LowRank,
     Window,
+    calibrated,
     gather,
     is_validation,
     platt,
+    spec_of,
     train_guard,
 )
 from safeserve.training.options import GuardRecipe
@@ -177,3 +179,14 @@ def test_shipped_recipes_are_read_and_test_on_nothing_they_learn(name: str) -> N
     assert {"beavertails_30k_test", "gptfuzz_evaluate", "paper_sit"} <= set(chosen.held_out)
     licences = {labels.get_set(source).permissive for source in chosen.sources}
     assert licences == ({True} if name == "permissive" else {True, False})
+
+
+def test_the_threshold_catches_the_share_of_unsafe_answers_asked_for() -> None:
+    held = [LabelledAnswer(str(n), "q", "a", float(n % 2)) for n in range(200)]
+    logits = [n / 50 - 2 for n in range(200)]
+    spec = calibrated(spec_of(recipe()), held, logits, 0.9)
+    p = [1 / (1 + math.exp(-(spec.slope * z + spec.intercept))) for z in logits]
+    caught = [v >= spec.threshold for v, row in zip(p, held, strict=True) if row.unsafe]
+    assert 0.9 <= np.mean(caught) <= 0.93
+    with pytest.raises(UserError, match="no unsafe answer"):
+        calibrated(spec_of(recipe()), [row for row in held if not row.unsafe], logits[::2], 0.9)

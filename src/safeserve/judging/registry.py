@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
 }
 """Kind to ``module:class``; loaded when asked for, because some bring a model along."""
 
-DEFAULT_JUDGES = ("refusal", "short_answer")
+DEFAULT_JUDGES = ("modes", "short_answer")
 """Who judges unless a recipe or a command says otherwise; the first one's labels are response modes."""
 
 GENERAL = frozenset({"refusal", "modes", "guard", "reward", "perplexity"})

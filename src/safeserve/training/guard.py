@@ -6,6 +6,7 @@ is fitted on prompts that no update has seen.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -254,7 +255,7 @@ def train_guard(recipe: GuardRecipe, root: str | None, out: Path, quiet: bool = 
     tensors = policy.tensors()
     write_guard(out, spec, tensors)
     logits = GuardNetwork(out, dtype, quiet=True).logits([(row.prompt, row.response) for row in held])
-    final = calibrated(spec, held, logits)
+    final = calibrated(spec, held, logits, recipe.sensitivity)
     write_guard(out, final, tensors)
     metrics = {
         "name": recipe.name,
@@ -272,17 +273,27 @@ def train_guard(recipe: GuardRecipe, root: str | None, out: Path, quiet: bool = 
     return metrics
 
 
-def calibrated(spec: GuardSpec, held: Sequence[LabelledAnswer], logits: Sequence[float] | Floats) -> GuardSpec:
-    """The description with the calibration fitted on held-out prompts; pairs say nothing of a probability.
+def calibrated(
+    spec: GuardSpec, held: Sequence[LabelledAnswer], logits: Sequence[float] | Floats, sensitivity: float
+) -> GuardSpec:
+    """The description with calibration and threshold from held-out prompts; pairs say nothing of a probability.
+
+    The threshold is the largest P(unsafe), rounded down to hundredths, that catches ``sensitivity`` of the held-out
+    answers that most raters called unsafe.
 
     Raises:
-        UserError: no held-out row has a label of its own.
+        UserError: no held-out row has a label of its own, or none is unsafe.
     """
-    used = [(z, float(row.unsafe or 0.0)) for row, z in zip(held, logits, strict=True) if row.pair is None]
-    if not used:
-        raise UserError("no labelled answer is left for calibration. Add a source, or raise validation_share.")
+    used = [(float(z), float(row.unsafe or 0.0)) for row, z in zip(held, logits, strict=True) if row.pair is None]
+    unsafe = sorted(z for z, y in used if y >= 0.5)
+    if not unsafe:
+        raise UserError("no unsafe answer is left for calibration. Add a source, or raise validation_share.")
     slope, intercept = platt([z for z, _ in used], [y for _, y in used], [1.0] * len(used))
-    return spec.model_copy(update={"slope": slope, "intercept": intercept})
+    caught = unsafe[math.floor((1 - sensitivity) * len(unsafe))]
+    threshold = math.floor(100 / (1 + math.exp(-(slope * caught + intercept)))) / 100
+    return spec.model_copy(
+        update={"slope": slope, "intercept": intercept, "threshold": min(max(threshold, 0.01), 0.99)}
+    )
 
 
 def validation_report(

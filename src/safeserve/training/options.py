@@ -126,6 +126,9 @@ class GuardRecipe(Options):
     """Labelled sets it is tested on: rows with one of their prompts are left out of training."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the prompts kept for calibration."""
+    sensitivity: float = Field(0.9, gt=0, lt=1)
+    """Share of the held-out unsafe answers that the threshold must catch: for a gate a miss costs more than a false
+    alarm."""
     pair_weight: float = Field(0.5, ge=0)
     """Weight of a preference pair (worse answer above better one) beside a labelled answer."""
     depth: int = Field(20, ge=2)
