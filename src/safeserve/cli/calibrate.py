@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import typer
 
 from safeserve.cli.common import next_commands, print_json, quiet_libraries
-
-
-class Asked(StrEnum):
-    """What labels may say of an answer."""
-
-    unsafe = "unsafe"
-    refusal = "refusal"
 
 
 def calibrate(
@@ -27,7 +20,7 @@ def calibrate(
         None, "--root", envvar="SAFESERVE_DATA_ROOT", help="Folder that holds the public data sets."
     ),
     limit: int | None = typer.Option(None, "--limit", min=1, help="Read so many answers or pairs; keep no result."),
-    question: Asked | None = typer.Option(
+    question: Literal["unsafe", "refusal"] | None = typer.Option(
         None, "--question", help="What to ask of labels that answer both. By default what the judge is for."
     ),
     use: bool = typer.Option(False, "--use", help="Correct reported rates with this calibration from now on."),
@@ -37,8 +30,7 @@ def calibrate(
     from safeserve.evaluation.calibrate import calibrate as measure_judge
 
     quiet_libraries()
-    asked = None if question is None else question.value
-    result = measure_judge(judge, labels, answers=answers, root=root, limit=limit, question=asked, use=use)
+    result = measure_judge(judge, labels, answers=answers, root=root, limit=limit, question=question, use=use)
     if as_json:
         print_json(result)
         return
