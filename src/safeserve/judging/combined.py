@@ -109,8 +109,8 @@ class ModesJudge:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Labelled sets that the guard learned from."""
-        return tuple(getattr(self._guard, "sources", ()))
+        """Labelled sets that the rules' word model or the guard learned from."""
+        return (*self._rules.sources, *getattr(self._guard, "sources", ()))
 
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Score]:
         """One Score per item, in order: label is the mode; detail says what the rules and the guard said.
