@@ -32,7 +32,7 @@ def run_lm_eval(
         ``{"lm_eval": version, "tasks": {name: {"n", "version", metric: value, metric_stderr: value, ...}}}``.
 
     Raises:
-        UserError: an unknown task, or a file that is none.
+        UserError: an unknown task, a file that is none, or a task that lm-eval does not run on a language model.
         EnvironmentFault: lm-eval is not installed, or a task's data cannot be had.
     """
     try:
@@ -62,7 +62,10 @@ def run_lm_eval(
         batch_size=batch_rows,
         backend="causal",
     )
-    outcome = simple_evaluate(model=model, tasks=wanted, task_manager=manager, limit=limit, log_samples=False)
+    try:
+        outcome = simple_evaluate(model=model, tasks=wanted, task_manager=manager, limit=limit, log_samples=False)
+    except ValueError as error:  # a task that runs code, or wants pictures
+        raise UserError(f"--lm-eval: cannot run {', '.join(tasks)}: {error}") from error
     if outcome is None:
         raise EnvironmentFault("--lm-eval: lm-eval returned nothing.")
     return {

@@ -65,10 +65,10 @@ def _score(checkers: ModuleType, prompt: Prompt, completion: Completion) -> Scor
         kwargs=[each["kwargs"] for each in instructions],
     )
     try:
+        if (wrong := _uncheckable(checkers, instructions)) is not None:
+            return Score(None, None, reason=wrong)
         strict = checkers.test_instruction_following_strict(example, completion.text)
         loose = checkers.test_instruction_following_loose(example, completion.text)
-    except KeyError as error:
-        return Score(None, None, reason=f"no checker for instruction {error}")
     except (TypeError, ValueError) as error:
         return Score(None, None, reason=f"the instruction's arguments do not fit its checker: {error}")
     followed = bool(strict.follow_all_instructions)
@@ -86,6 +86,31 @@ def _score(checkers: ModuleType, prompt: Prompt, completion: Completion) -> Scor
             "all_loose": bool(loose.follow_all_instructions),
         },
     )
+
+
+def _uncheckable(checkers: ModuleType, instructions: Sequence[dict[str, Any]]) -> str | None:
+    """Why instructions cannot be checked; None where they can.
+
+    An argument that is missing, or that a checker does not take (two published prompts count the "letters" # and !),
+    would be drawn at random by the checker, and the score would be noise.
+    """
+    known = checkers.instructions_registry.INSTRUCTION_DICT
+    for each in instructions:
+        name = each["id"]
+        if name not in known:
+            return f"no checker for instruction {name!r}"
+        checker, given = known[name](name), each["kwargs"]
+        if missing := sorted({*checker.get_instruction_args_keys()} - {*given}):
+            return f"instruction {name!r} lacks {', '.join(missing)}"
+        checker.build_description(**given)
+        taken = checker.get_instruction_args() or {}
+        for key, value in given.items():  # lists are sorted by checkers, letters made small
+            if (
+                isinstance(value, str | int)
+                and str(taken.get(key, value)).lower().strip() != str(value).lower().strip()
+            ):
+                return f"the checker of instruction {name!r} does not take {key} {value!r}"
+    return None
 
 
 def _checkers() -> ModuleType:
