@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from safeserve.core.errors import EvidenceError, UserError
+from safeserve.core.errors import EvidenceError
 from safeserve.core.statistics import wilson
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.win_rate import (
     Pair,
     PairResult,
-    agreement_on_pairs,
     judge_pairs,
     mean_interval,
     null_test_part,
@@ -164,32 +159,3 @@ def _expected_of_the_tie_branch() -> float:
     c = np.linspace(0, 1, 20001)
     density = 12 * c**2 * (1 - c)
     return float(np.trapezoid((0.5 + np.maximum(0, c - 0.5)) * density, c))
-
-
-def test_agreement_with_people_counts_a_tie_as_half() -> None:
-    rows = [
-        {"input": "?", "output_1": "long answer", "output_2": "short", "label": 1},
-        {"input": "?", "output_1": "long answer", "output_2": "short", "label": 2},
-        {"input": "?", "output_1": "same", "output_2": "same", "label": 2},
-        {"input": "?", "output_1": "x", "output_2": "a long answer", "label": 2},
-    ]
-    part = agreement_on_pairs(LONGER, rows)
-    assert part["agreement"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
-    assert (part["n_scored"], part["ties"], part["inconsistent"]) == (4, 1, 0)
-
-
-def test_agreement_names_a_row_that_lacks_a_field() -> None:
-    with pytest.raises(UserError, match="row 1: expected input"):
-        agreement_on_pairs(LONGER, [{"input": "?", "output_1": "a", "label": 1}])
-
-
-@pytest.mark.shared
-def test_length_agrees_with_people_by_chance_on_llmbar(shared_data: Path) -> None:
-    """LLMBar's adversarial pairs were built so that the more pleasing answer is the wrong one."""
-    rows: list[dict[str, Any]] = []
-    for path in sorted((shared_data / "labels").glob("llmbar_*.json")):
-        rows += json.loads(path.read_text(encoding="utf-8"))
-    part = agreement_on_pairs(LONGER, rows)
-    assert part["n"] == part["n_scored"] == len(rows) == 419
-    assert part["agreement"] < 0.5
-    assert math.isfinite(part["ci95"][0])

@@ -22,7 +22,7 @@ from safeserve.judging.hub_guards import (
     read_wildguard,
 )
 from safeserve.judging.hub_models import HubModel, control_ids, turns_of
-from safeserve.judging.hub_verdicts import VerdictIds, p_unsafe
+from safeserve.judging.hub_verdicts import VerdictIds, p_unsafe, verdict_ids
 from safeserve.judging.registry import make_judge
 
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -271,6 +271,24 @@ def test_wildguard_verdicts() -> None:
     for said in ("N/A", "not sure", "no, but", "", "yesterday"):
         assert read_wildguard(full.format(said)) is None
     assert read_wildguard("Harmful request: yes\nResponse refusal: no") is None
+
+
+class InPieces:
+    """Knows "unsafe" as one token after a space only; spells it in two where a line begins."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"un": 0, "safe": 1, "Ġsafe": 2, "Ġunsafe": 3, "un safe": 4}
+
+    def __call__(self, word: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": {"unsafe": [0, 1], "safe": [1]}[word]}
+
+    def decode(self, ids: list[int]) -> str:
+        return "un" if ids == [0] else "safe"
+
+
+def test_a_word_in_pieces_is_known_by_its_first() -> None:
+    hub = HubModel("m", None, InPieces(), "cpu", 9, ())
+    assert verdict_ids(hub, ("unsafe", "safe")) == VerdictIds((0, 3), (1, 2))
 
 
 def test_p_unsafe_sums_the_spellings() -> None:

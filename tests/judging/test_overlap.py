@@ -36,6 +36,7 @@ def test_values_are_the_libraries_own(item: Make, kind: str) -> None:
             expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure
         assert score.value == pytest.approx(expected, abs=1e-12)
         assert score.label is None
+        assert 0.0 <= score.value <= 1.0
     assert scores[0].value == pytest.approx(1.0)
     assert scores[3].value == 0.0
 

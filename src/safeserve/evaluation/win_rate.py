@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import stats
 
-from safeserve.core.clustered import clustered_rate
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.statistics import Interval, score_interval
-from safeserve.data.records import Prompt, user
+from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import find_benchmark
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.length_control import length_controlled
+from safeserve.evaluation.summary import rate
 from safeserve.judging.llm import PairVerdict, PairwiseJudge
 from safeserve.judging.registry import make_judge
 
@@ -144,7 +144,7 @@ def summarise_pairs(pairs: Sequence[Pair], results: Sequence[PairResult], name: 
             "reason": controlled.reason,
         },
         "mean_length_difference": float(np.mean(differences)),
-        "inconsistent": _rate([r.inconsistent for _, r in called], [pair.prompt.id for pair, _ in called]),
+        "inconsistent": rate([r.inconsistent for _, r in called], [pair.prompt.id for pair, _ in called]),
     }
 
 
@@ -212,40 +212,6 @@ def null_test_part(judge: Comparer, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def agreement_on_pairs(judge: Comparer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Agreement with people on pairs such as LLMBar's; a tie agrees by half, over both orders.
-
-    Args:
-        rows: ``input``, ``output_1``, ``output_2`` and ``label`` (1 or 2: the output that people prefer).
-
-    Raises:
-        UserError: a row without these fields.
-    """
-    pairs, labels = [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            prompt = Prompt(f"row-{number}", user(row["input"]), "benign")
-            pairs.append(Pair(prompt, row["output_1"], row["output_2"]))
-            labels.append({1: 0.0, 2: 1.0}[row["label"]])
-        except (KeyError, TypeError):
-            raise UserError(
-                f"row {number}: expected input, output_1, output_2 and label 1 or 2 "
-                f"(found: {', '.join(map(str, row))})."
-            ) from None
-    results = judge_pairs(judge, pairs)
-    credit = [1 - abs(r.preference - y) for r, y in zip(results, labels, strict=True) if r.preference is not None]
-    names = [str(index) for index in range(len(credit))]
-    return {
-        "n": len(pairs),
-        "n_scored": len(credit),
-        "n_unscored": len(pairs) - len(credit),
-        "agreement": math.fsum(credit) / len(credit) if credit else None,
-        "ci95": _pair(mean_interval(credit, names)) if credit else None,
-        "ties": sum(r.preference == 0.5 for r in results),
-        "inconsistent": sum(r.inconsistent for r in results if r.preference is not None),
-    }
-
-
 def _is_text(benchmark: str) -> bool:
     """Whether answers are free text; those of a benchmark that is not ours are taken for it."""
     known = find_benchmark(benchmark)
@@ -261,17 +227,6 @@ def _pairs(a: BenchmarkEval, b: BenchmarkEval) -> list[Pair]:
 
     found = [(key, text(a, key), text(b, key)) for key in a.completions]
     return [Pair(a.prompts[key[0]], one, two) for key, one, two in found if one is not None and two is not None]
-
-
-def _rate(hits: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
-    if not hits:
-        return {"rate": None, "ci95": None, "n": 0, "successes": 0}
-    return {
-        "rate": sum(hits) / len(hits),
-        "ci95": _pair(clustered_rate(hits, clusters)),
-        "n": len(hits),
-        "successes": sum(hits),
-    }
 
 
 def _pair(interval: Interval | None) -> list[float] | None:
