@@ -188,26 +188,6 @@ def test_something_else_than_the_greedy_answer_is_told_apart(engine: Make, promp
     assert not any(result.is_greedy for result in results)
 
 
-def test_choose_takes_the_likeliest_first_token(engine: Make, loaded: Any, prompts: list[Prompt]) -> None:
-    options = ["Alpha", "Beta", "Gamma", "delta"]
-    chosen = set()
-    for prompt in prompts:
-        ids = torch.tensor([loaded.chat.prompt_ids(prompt.messages)])
-        with torch.no_grad():
-            logits = loaded.model(input_ids=ids).logits[0, -1]
-        first = [loaded.chat.tokenizer(option[0], add_special_tokens=False)["input_ids"][0] for option in options]
-        expected = max(range(4), key=lambda i: float(logits[first[i]]))
-        assert engine().choose(prompt, options) == expected
-        assert engine().choose(prompt, options[::-1]) == 3 - expected
-        chosen.add(expected)
-    assert len(chosen) > 1
-
-
-def test_choose_needs_options(engine: Make, prompts: list[Prompt]) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        engine().choose(prompts[0], [])
-
-
 def test_a_prompt_that_does_not_fit_is_an_error_row(engine: Make, prompts: list[Prompt]) -> None:
     """The tiny model has 256 positions; the other rows are answered as if the long one were not there."""
     long = Prompt("long", user("x" * 300), "benign")

@@ -83,16 +83,6 @@ class LocalEngine:
                 results[i] = result
         return [results[i] for i in range(len(items))]
 
-    def choose(self, prompt: Prompt, options: Sequence[str]) -> int:
-        """Index of the option whose first token is most likely next: the paper's one-token multiple choice."""
-        if not options:
-            raise ValueError("choose needs at least one option")
-        first = [self.loaded.chat.render(prompt.messages, option).response[0] for option in options]
-        ids = torch.tensor([self.loaded.chat.prompt_ids(prompt.messages)], device=self.loaded.device)
-        with torch.inference_mode():
-            logits = self.loaded.model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
-        return int(torch.argmax(logits[torch.tensor(first, device=logits.device)]))
-
     def _score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[LogLikelihood]:
         width = max(len(prompt) + len(answer) for prompt, answer in pairs)
         ids = torch.zeros((len(pairs), width), dtype=torch.long)
