@@ -51,6 +51,7 @@ class Guard:
         if options.file is None and digest != PACKAGED_SHA256:
             raise UserError(f"{self.file}: its sha256 is not the shipped guard's. Install the package again.")
         self._given = options.threshold
+        self._network: GuardNetwork | None = None
         self.identity = stable_hash(["guard", VERSION, digest, options.threshold])
 
     @property
@@ -82,10 +83,22 @@ class Guard:
         """Calibrated P(unsafe) of each (prompt, answer)."""
         if not texts:
             return []
-        network = _network(self.file)
+        network = self._loaded()
         total = sum(len(network.reader.readings(*text)) for text in texts)
         with Progress(f"{self.name} reads {len(texts)} answers", total, quiet=quiet or total < 200) as progress:
             return [float(p) for p in network.probabilities(network.logits(texts, done=progress.advance))]
+
+    def _loaded(self) -> GuardNetwork:
+        """Loaded at first use and gone with the judge: training after an evaluation needs the memory."""
+        if self._network is None:
+            import torch
+
+            from safeserve.judging.guard_network import GuardNetwork
+            from safeserve.models.loading import bf16_is_fast
+
+            dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
+            self._network = GuardNetwork(self.file, dtype, quiet=True)
+        return self._network
 
     def _score(self, p_unsafe: float) -> Score:
         label = "unsafe" if p_unsafe >= self.threshold else "safe"
@@ -96,17 +109,6 @@ def _unreadable(completion: Completion) -> str | None:
     if completion.finish_reason == "error":
         return f"generation failed: {completion.error or 'no reason given'}"
     return None if completion.text.strip() else "the answer is empty"
-
-
-@lru_cache(maxsize=2)
-def _network(file: Path) -> GuardNetwork:
-    """Loaded once a process: two models of a run are judged by one copy."""
-    import torch
-
-    from safeserve.judging.guard_network import GuardNetwork
-    from safeserve.models.loading import bf16_is_fast
-
-    return GuardNetwork(file, torch.bfloat16 if bf16_is_fast() else torch.float32, quiet=True)
 
 
 @lru_cache(maxsize=8)
