@@ -182,11 +182,17 @@ def test_shipped_recipes_are_read_and_test_on_nothing_they_learn(name: str) -> N
 
 
 def test_the_threshold_catches_the_share_of_unsafe_answers_asked_for() -> None:
-    held = [LabelledAnswer(str(n), "q", "a", float(n % 2)) for n in range(200)]
-    logits = [n / 50 - 2 for n in range(200)]
+    # Unsafe more often the higher the logit, with a part that the logit does not tell.
+    held = [LabelledAnswer(str(n), "q", "a", float(n + 37 * n % 101 > 150)) for n in range(400)]
+    logits = [n / 50 - 4 for n in range(400)]
     spec = calibrated(spec_of(recipe()), held, logits, 0.9)
     p = [1 / (1 + math.exp(-(spec.slope * z + spec.intercept))) for z in logits]
     caught = [v >= spec.threshold for v, row in zip(p, held, strict=True) if row.unsafe]
     assert 0.9 <= np.mean(caught) <= 0.93
     with pytest.raises(UserError, match="no unsafe answer"):
-        calibrated(spec_of(recipe()), [row for row in held if not row.unsafe], logits[::2], 0.9)
+        calibrated(
+            spec_of(recipe()),
+            [row for row in held if not row.unsafe],
+            logits[: sum(not row.unsafe for row in held)],
+            0.9,
+        )
