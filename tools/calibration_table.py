@@ -20,7 +20,7 @@ from safeserve.judging.calibration import questions_of
 from safeserve.judging.registry import family, make_judge
 from safeserve.report.calibration import number
 
-JUDGES = ("refusal", "guard", "modes")
+JUDGES = ("refusal", "guard", "guards/research/guard.yaml", "modes")
 LABELS = {
     "unsafe": ("beavertails_30k_test", "gptfuzz_evaluate", "dices_350", "dices_990", "paper_sit"),
     "refusal": ("xstest",),
@@ -127,7 +127,9 @@ def main() -> int:
     parser.add_argument("--labels", action="append", help="only these labelled sets; repeatable")
     parser.add_argument("--page", type=Path, help="write the tables between the page's markers")
     options = parser.parse_args()
-    chosen = {q: [n for n in names if n in (options.labels or names)] for q, names in LABELS.items()}
+    # Pairs only when asked for: the shipped guard learned from one set, and only pairwise judges answer the other.
+    wanted = options.labels or [n for q, names in LABELS.items() if q not in PAIRS for n in names]
+    chosen = {q: [n for n in names if n in wanted] for q, names in LABELS.items()}
     results, left_out = measured(options.judge or list(JUDGES), chosen, options.root)
     if not results:
         return 4
