@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from safeserve.core.errors import EnvironmentFault
 from safeserve.core import wheels
+from safeserve.core.errors import EnvironmentFault
 from safeserve.models import embedded
 from safeserve.models.embedded import MARKER, fetch, is_sound, model_folder
 

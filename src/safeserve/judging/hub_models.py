@@ -168,7 +168,8 @@ def turns_of(hub: HubModel, prompt: Prompt, answer: str) -> list[Message]:
     Judges know no system turn: its text opens the first user turn. Turns of one role in a row become one.
     """
     turns: list[Message] = []
-    for message in [*prompt.messages, {"role": "assistant", "content": answer}]:
+    given: Message = {"role": "assistant", "content": answer}
+    for message in (*prompt.messages, given):
         role = "assistant" if message["role"] == "assistant" else "user"
         content = hub.plain(message["content"])
         if turns and turns[-1]["role"] == role:
