@@ -80,3 +80,10 @@ def test_a_benchmark_without_a_judge_is_told_before_anything_runs() -> None:
     assert set(require_judges(suite("starter"), ["refusal"])) == {"refusal"}
     with pytest.raises(UserError, match=r"none of short_answer is for starter-harmful\. Add modes"):
         require_judges(suite("starter"), ["short_answer"])
+
+
+def test_a_judge_may_idle_where_its_benchmark_could_not_be_reached() -> None:
+    with pytest.raises(UserError, match="exact_match scores nothing"):
+        require_judges(suite("starter"), ["modes", "short_answer", "exact_match"])
+    made = require_judges(suite("starter"), ["modes", "short_answer", "exact_match"], some_left_out=True)
+    assert set(made) == {"modes", "short_answer", "exact_match"}

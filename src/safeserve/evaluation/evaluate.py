@@ -22,8 +22,13 @@ from safeserve.judging.judge import Judge, Score
 from safeserve.judging.registry import DEFAULT_JUDGES, GENERAL, by_rules_alone, family, is_own, make_judge
 
 
-def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> dict[str, Judge]:
+def require_judges(
+    benchmarks: Iterable[Benchmark], judges: Sequence[str], some_left_out: bool = False
+) -> dict[str, Judge]:
     """The judges by the names given for them; every benchmark needs one that is declared for it, or an own one.
+
+    Args:
+        some_left_out: benchmarks could not be reached, so a judge may be for those alone.
 
     Raises:
         UserError: no such judge, two of one name, one that is for no benchmark, or a benchmark that none is for.
@@ -36,7 +41,8 @@ def require_judges(benchmarks: Iterable[Benchmark], judges: Sequence[str]) -> di
                 f"judges: none of {', '.join(judges) or '(none)'} is for {benchmark.name}. Add {' or '.join(fitting)}."
             )
     for spec, judge in made.items():
-        if spec not in DEFAULT_JUDGES and not any(meant_for(spec, judge, benchmark) for benchmark in benchmarks):
+        may_idle = some_left_out or spec in DEFAULT_JUDGES
+        if not may_idle and not any(meant_for(spec, judge, benchmark) for benchmark in benchmarks):
             raise UserError(_idle(spec, judge, [benchmark.name for benchmark in benchmarks]))
     return made
 
@@ -128,7 +134,7 @@ def evaluate(
     Raises:
         UserError: no judge for a benchmark, or one that needs likelihoods under an engine that has none.
     """
-    made = require_judges(benchmarks, judges)
+    made = require_judges(benchmarks, judges, bool(left_out))
     engines = {
         benchmark: _chooser(engine, benchmark) if benchmark.by_likelihood else engine for benchmark in benchmarks
     }
