@@ -174,3 +174,15 @@ def test_report_writes_the_page(verbs, tmp_path):
     assert (tmp_path / "runs" / "demo" / "report.html").read_text().startswith("<!doctype html>")
     size = json.loads(verbs("report", "demo", "--out", "page.html", "--json").stdout)["bytes"]
     assert size == (tmp_path / "page.html").stat().st_size
+
+
+def test_a_long_name_folds_and_cuts_off_no_number(comparison):
+    long = {
+        **comparison,
+        "a": "SIT__no_safety__responses_to_everything",
+        "b": "SIT__safety_2000__responses_to_everything",
+    }
+    text = printed(comparison_view(long), width=100)
+    row = next(row for row in comparison_rows(comparison) if (row.benchmark, row.metric) == ("starter-harmful", "safe"))
+    assert row.fixed_broken.replace(" ", "") in text
+    assert row.p in text

@@ -59,7 +59,9 @@ def comparison_view(comparison: Mapping[str, Any], every: bool = False) -> Rende
     a, b = comparison["a"], comparison["b"]
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=_plain(f"{b} against {a}, the same prompts"))
     table.add_column("benchmark (n)", overflow="fold", min_width=19)
-    for heading in (a, b, "change", "95 %", "fixed/\nbroken", "p"):
+    for name in (a, b):  # a file's name may be long: it folds, so that no number is cut off
+        table.add_column(_plain(name), justify="right", overflow="fold", min_width=8)
+    for heading in ("change", "95 %", "fixed/\nbroken", "p"):
         table.add_column(_plain(heading), justify="right", no_wrap=True)
     last: tuple[str, int] | None = None
     for row in comparison_rows(comparison, every):
