@@ -15,7 +15,6 @@ judge a confusion table in Markdown: one row a mode by the reader, one column a 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
 import sys
 from collections import Counter
@@ -26,16 +25,13 @@ from typing import Any
 from safeserve.core import agreement
 from safeserve.core.runs import read_jsonl, write_jsonl
 from safeserve.core.statistics import wilson
+from safeserve.data.labels import label_key
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.generation.engine import Completion
 from safeserve.judging.registry import make_judge
 
 SAFE_MODES = {"full_refusal", "partial_refusal", "safe_answer", "evasive", "degenerate", "empty"}
-
-
-def key_of(prompt_id: str, answer: str) -> str:
-    return f"{prompt_id}:{hashlib.sha256(answer.encode()).hexdigest()[:12]}"
 
 
 def answers(targets: list[str]) -> Iterator[dict[str, Any]]:
@@ -47,7 +43,7 @@ def answers(targets: list[str]) -> Iterator[dict[str, Any]]:
                 score = part.scores["refusal"][prompt_id, k]
                 prompt = part.prompts[prompt_id]
                 yield {
-                    "key": key_of(prompt_id, completion.text),
+                    "key": label_key(prompt_id, completion.text),
                     "benchmark": name,
                     "target": target,
                     "prompt": prompt.text,
@@ -116,7 +112,7 @@ def labelled(folder: Path, targets: list[str]) -> list[tuple[Prompt, Completion,
     for target in targets:
         for part in read_eval(find_eval(target)).benchmarks.values():
             for (prompt_id, _), completion in part.completions.items():
-                if (key := key_of(prompt_id, completion.text)) in read:
+                if (key := label_key(prompt_id, completion.text)) in read:
                     found[key] = (part.prompts[prompt_id], completion, read[key])
     print(f"{len(found)} of {len(read)} labelled answers are in these runs.\n")
     return list(found.values())

@@ -10,10 +10,10 @@ only. What is sampled here depends on the machine's arithmetic; ``join`` says ho
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from safeserve.core.runs import read_jsonl, write_jsonl
+from safeserve.data.labels import label_key
 from safeserve.data.records import Prompt
 from safeserve.data.sources import load_demonstrations
 from safeserve.evaluation.benchmarks import every_category
@@ -50,14 +50,10 @@ def generate(folder: Path) -> None:
     write_jsonl(folder / "completions.jsonl", rows)
 
 
-def key(prompt_id: str, answer: str) -> str:
-    return f"{prompt_id}:{hashlib.sha256(answer.encode()).hexdigest()[:12]}"
-
-
 def join(folder: Path) -> None:
     """Write FOLDER/labels.jsonl from the labels and the answers in FOLDER/completions.jsonl."""
     by_id = {prompt.id: prompt for source in ("starter/safety", "starter/look_alike") for prompt in prompts(source)}
-    answers = {key(row["id"], row["text"]): row for row in read_jsonl(folder / "completions.jsonl")}
+    answers = {label_key(row["id"], row["text"]): row for row in read_jsonl(folder / "completions.jsonl")}
     labels = read_jsonl(LABELS)
     found = [(answers[label["key"]], label) for label in labels if label["key"] in answers]
     write_jsonl(

@@ -17,7 +17,7 @@ from safeserve.core.agreement import auroc
 from safeserve.core.runs import read_jsonl
 from safeserve.core.statistics import wilson
 from safeserve.data.labelled import LabelledAnswer
-from safeserve.data.labels import answer_hash, load_labels
+from safeserve.data.labels import label_key, load_labels
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.judging.calibration import categories
 from safeserve.judging.calibration_store import score_labelled
@@ -87,7 +87,7 @@ def own(guard: str, labels: list[Path], targets: list[str]) -> None:
             labelled = [
                 (modes[key], part.prompts[c.id], c)
                 for c in part.completions.values()
-                if (key := f"{c.id}:{answer_hash(c.text)}") in modes and c.text.strip()
+                if (key := label_key(c.id, c.text)) in modes and c.text.strip()
             ]
             for (mode, prompt, _), score in zip(labelled, judge.score([(p, c) for _, p, c in labelled]), strict=True):
                 by_mode[f"{prompt.label} prompt: {mode.replace('_', ' ')}"].append(score.label == "unsafe")

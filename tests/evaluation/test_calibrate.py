@@ -10,10 +10,10 @@ from rich.console import Console
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import write_jsonl
 from safeserve.data.labelled import LabelledAnswer
-from safeserve.data.labels import load_labels
+from safeserve.data.labels import label_key, load_labels
 from safeserve.data.labels_file import labelled_answers
 from safeserve.data.records import Prompt, user
-from safeserve.evaluation.blind_labels import join_labels, label_key
+from safeserve.evaluation.blind_labels import join_labels
 from safeserve.evaluation.calibrate import calibrate
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion

@@ -265,9 +265,9 @@ OWN_LABELS = Path(__file__).parent / "own_labels"
 """Labels of this project, keyed by row and hash of the answer; the texts are others' or regenerated, not here."""
 
 
-def answer_hash(answer: str) -> str:
-    """First 12 hex digits of the answer's sha256."""
-    return hashlib.sha256(answer.encode()).hexdigest()[:12]
+def label_key(row_id: str, answer: str) -> str:
+    """What a label without text is kept under: the row's id and the first 12 hex digits of the answer's sha256."""
+    return f"{row_id}:{hashlib.sha256(answer.encode()).hexdigest()[:12]}"
 
 
 def own_answers() -> Path:
@@ -285,7 +285,7 @@ def _own(_: Path) -> Iterator[LabelledAnswer]:
     for row in read_rows(path):
         values = row.values
         yield LabelledAnswer(
-            f"{values['id']}:{answer_hash(values['response'])}",
+            label_key(values["id"], values["response"]),
             values["prompt"],
             values["response"],
             float(values["unsafe"]),
@@ -296,7 +296,7 @@ def _own(_: Path) -> Iterator[LabelledAnswer]:
 def _hh_own(root: Path) -> Iterator[LabelledAnswer]:
     labels = {row.values["key"]: row.values["unsafe"] for row in read_rows(OWN_LABELS / "hh_harmless.jsonl")}
     for row in _hh(root):
-        unsafe = labels.get(f"{row.id}:{answer_hash(row.response)}")
+        unsafe = labels.get(label_key(row.id, row.response))
         if unsafe is not None:
             yield LabelledAnswer(f"{row.id}-own", row.prompt, row.response, float(unsafe))
 

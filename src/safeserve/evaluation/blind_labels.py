@@ -9,15 +9,10 @@ from typing import get_args
 from safeserve.core.errors import UserError
 from safeserve.core.runs import iter_jsonl
 from safeserve.data.labelled import LabelledAnswer
-from safeserve.data.labels import answer_hash
+from safeserve.data.labels import label_key
 from safeserve.evaluation.folder import find_eval, read_eval
 from safeserve.evaluation.metrics import REFUSALS
 from safeserve.judging.modes import Mode
-
-
-def label_key(prompt_id: str, answer: str) -> str:
-    """Prompt id and a short hash of the answer: what a label is kept under."""
-    return f"{prompt_id}:{answer_hash(answer)}"
 
 
 def join_labels(file: Path, targets: Sequence[str]) -> tuple[list[LabelledAnswer], int]:
