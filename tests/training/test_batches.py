@@ -12,7 +12,7 @@ from safeserve.models.chat import Rendered
 from safeserve.training.batches import (
     Row,
     learning_rate_factor,
-    micro_batches,
+    padded_batches,
     plan_steps,
     rows_digest,
     split_validation,
@@ -42,16 +42,16 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integers(1, 200))
-def test_micro_batches_keep_all_rows_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = micro_batches([row(n) for n in lengths], lambda r: [r], budget)
+def test_padded_batches_keep_all_rows_within_the_budget(lengths: list[int], budget: int) -> None:
+    groups = padded_batches([row(n) for n in lengths], lambda r: [r], budget)
     assert Counter(r.length for group in groups for r in group) == Counter(lengths)
     for group in groups:
         assert len(group) == 1 or len(group) * max(r.length for r in group) <= budget
 
 
-def test_micro_batches_sort_by_length_and_count_both_rows_of_a_pair() -> None:
+def test_padded_batches_sort_by_length_and_count_both_rows_of_a_pair() -> None:
     pairs = [(row(10), row(4)), (row(3), row(30)), (row(9), row(8))]
-    groups = micro_batches(pairs, lambda pair: pair, 80)
+    groups = padded_batches(pairs, lambda pair: pair, 80)
     assert [[max(r.length for r in pair) for pair in group] for group in groups] == [[30], [10, 9]]
 
 

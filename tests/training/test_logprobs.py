@@ -10,7 +10,7 @@ import torch
 
 from safeserve.training import logprobs
 from safeserve.training.batches import Row
-from safeserve.training.logprobs import collate, row_sums, token_logps
+from safeserve.training.logprobs import collate, plain_logps
 
 ROWS = [Row(tuple(range(5, 25)), 6), Row((7, 9, 11, 2), 3), Row(tuple(range(40, 52)), 1)]
 
@@ -31,8 +31,7 @@ def test_values_and_gradients_equal_the_plain_form(
     model = tiny().model
     model.get_input_embeddings().weight.requires_grad_(train_head)  # tied to the head
     weight = model.model.layers[0].mlp.up_proj.weight
-    batch = collate(ROWS, "cpu")
-    ours = token_logps(model, batch)
+    ours = plain_logps(model, ROWS, "cpu").values
     expected = torch.cat([plain(model, row) for row in ROWS])
     assert torch.allclose(ours.double(), expected, atol=1e-5)
     coefficients = torch.linspace(-1, 2, len(ours))
@@ -45,10 +44,9 @@ def test_values_and_gradients_equal_the_plain_form(
 
 def test_row_sums_belong_to_their_rows(tiny: Callable[..., Any]) -> None:
     model = tiny().model
-    batch = collate(ROWS, "cpu")
-    sums = row_sums(token_logps(model, batch), batch)
+    sums = plain_logps(model, ROWS, "cpu").sums()
     assert sums.tolist() == pytest.approx([plain(model, row).sum().item() for row in ROWS], abs=1e-4)
-    assert batch.targets.tolist() == [token for row in ROWS for token in row.ids[row.start :]]
+    assert collate(ROWS, "cpu").targets.tolist() == [token for row in ROWS for token in row.ids[row.start :]]
 
 
 @pytest.mark.parametrize(("name", "value"), [("final_logit_softcapping", 2.0), ("logit_scale", 0.25)])
@@ -66,7 +64,7 @@ def test_a_model_that_changes_its_logits_computes_them_itself(
 
     monkeypatch.setattr(type(model), "forward", changed)
     setattr(model.config, name, value)
-    ours = token_logps(model, collate(ROWS, "cpu"))
+    ours = plain_logps(model, ROWS, "cpu").values
     assert torch.allclose(ours.double(), torch.cat([plain(model, row) for row in ROWS]), atol=1e-5)
 
 
@@ -83,5 +81,5 @@ def test_other_families(family: str) -> None:
     model = AutoModelForCausalLM.from_config(config).float().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # so that soft-capping and biases show
-    ours = token_logps(model, collate(ROWS, "cpu"))
+    ours = plain_logps(model, ROWS, "cpu").values
     assert torch.allclose(ours.double(), torch.cat([plain(model, row) for row in ROWS]), atol=2e-4)

@@ -349,7 +349,7 @@ def test_lora_options_act(tiny: Tiny) -> None:
     assert adapted == {"q_proj"}
     assert policy.model.peft_config["default"].r == 3
     policy.model.train()
-    logps, _ = policy.token_logps([Row(tuple(range(5, 20)), 4)])
+    logps = policy.response_logps([Row(tuple(range(5, 20)), 4)]).values
     logps.sum().backward()
     gradients = [p.grad for n, p in policy.model.named_parameters() if "lora_B" in n]
     assert gradients

@@ -34,6 +34,16 @@ class Row:
         return len(self.ids)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids before the response."""
+        return self.ids[: self.start]
+
+    @property
+    def response(self) -> tuple[int, ...]:
+        """Token ids of the response with its end token."""
+        return self.ids[self.start :]
+
+    @property
     def response_length(self) -> int:
         """Tokens of the response with its end token."""
         return len(self.ids) - self.start
@@ -75,7 +85,20 @@ def split_validation(count: int, share: float, seed: int) -> tuple[list[int], li
     return [n for n in range(count) if n not in validation], sorted(validation)
 
 
-def micro_batches(items: Sequence[Item], rows: Callable[[Item], Sequence[Row]], token_budget: int) -> list[list[Item]]:
+def share_prompts(rows: Sequence[Row]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """(prompt, numbers of the rows that begin with it), in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.prompt, []).append(number)
+    return list(groups.items())
+
+
+def shared_tokens(rows: Sequence[Row]) -> int:
+    """Tokens that go through the model when a common prompt is computed once and the last tokens are not needed."""
+    return sum(row.response_length - 1 for row in rows) + sum(len(prompt) for prompt, _ in share_prompts(rows))
+
+
+def padded_batches(items: Sequence[Item], rows: Callable[[Item], Sequence[Row]], token_budget: int) -> list[list[Item]]:
     """Cut one step's items into micro-batches of similar length, longest first (so memory runs out at once or never).
 
     Args:
@@ -92,6 +115,31 @@ def micro_batches(items: Sequence[Item], rows: Callable[[Item], Sequence[Row]], 
         else:
             groups.append([item])
             used, width = count, max(row.length for row in rows(item))
+    return groups
+
+
+def flat_batches(items: Sequence[Item], rows: Callable[[Item], Sequence[Row]], token_budget: int) -> list[list[Item]]:
+    """The same for rows that are not padded and share their prompts: as few micro-batches as the budget allows, evenly
+    filled, because a product of many small matrices is slower than one of a few large ones."""
+    sized = sorted(((shared_tokens(rows(item)), item) for item in items), key=lambda pair: -pair[0])
+    fewest = _fill(sized, token_budget)
+    least = sum(size for size, _ in sized) // len(fewest)
+    for limit in range(least, token_budget, max(1, token_budget // 64)):
+        if len(groups := _fill(sized, limit)) == len(fewest):
+            return groups
+    return fewest
+
+
+def _fill(sized: Sequence[tuple[int, Item]], limit: int) -> list[list[Item]]:
+    groups: list[list[Item]] = []
+    used = 0
+    for size, item in sized:
+        if groups and used + size <= limit:
+            groups[-1].append(item)
+            used += size
+        else:
+            groups.append([item])
+            used = size
     return groups
 
 

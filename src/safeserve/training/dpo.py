@@ -55,12 +55,11 @@ class DpoObjective:
         """Summed over pairs; beside it the implicit rewards, their margin and how often chosen wins."""
         import torch
 
-        from safeserve.training.logprobs import row_sums
         from safeserve.training.losses import PairLogps, implicit_rewards
 
-        logps, batch = policy.token_logps([pair.chosen for pair in items] + [pair.rejected for pair in items])
-        current = PairLogps(*row_sums(logps, batch).chunk(2))
-        reference = PairLogps(*torch.tensor([self.reference[pair] for pair in items], device=logps.device).unbind(1))
+        sums = policy.response_logps([pair.chosen for pair in items] + [pair.rejected for pair in items]).sums()
+        current = PairLogps(*sums.chunk(2))
+        reference = PairLogps(*torch.tensor([self.reference[pair] for pair in items], device=sums.device).unbind(1))
         rewards = implicit_rewards(current, reference, self.options.beta)
         statistics = {
             "reward_chosen": rewards.chosen.sum(),
@@ -165,9 +164,11 @@ def train_dpo(
 def _with_reference(options: DpoOptions, policy: Policy, pairs: Sequence[EncodedPair], work: Path) -> DpoObjective:
     from safeserve.training.reference import check_step_zero, reference_logps
 
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    policy.probe(rows[:2])
     logps = reference_logps(policy, rows, work / "reference")
-    chosen, rejected = logps.chunk(2)
-    some = list(range(min(2, len(pairs)))) + list(range(len(pairs), len(pairs) + min(2, len(pairs))))
-    check_step_zero(policy, [rows[n] for n in some], logps[some])
-    return DpoObjective(options, dict(zip(pairs, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)))
+    check_step_zero(policy, rows[:4], logps[:4])
+    return DpoObjective(
+        options,
+        {pair: (chosen, rejected) for pair, (chosen, rejected) in zip(pairs, logps.view(-1, 2).tolist(), strict=True)},
+    )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -39,9 +39,11 @@ from safeserve.judging.guard_network import (
 )
 from safeserve.models import embedded
 from safeserve.models.loading import bf16_is_fast
+from safeserve.training.batches import Row, padded_batches
 from safeserve.training.options import GuardRecipe
 from safeserve.training.trainer import fit
 
+Item = TypeVar("Item")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -120,6 +122,10 @@ class GuardPolicy:
         out = self.layers(inputs_embeds=states, attention_mask=attention, use_cache=False).last_hidden_state
         logits: Tensor = self.head(pooled(out, [window.reading for window in windows])).squeeze(1)
         return logits
+
+    def micro_batches(self, items: Sequence[Item], rows: Callable[[Item], Sequence[Row]]) -> list[list[Item]]:
+        """Padded, within the token budget."""
+        return padded_batches(items, rows, self.token_budget)
 
     def tensors(self) -> dict[str, Tensor]:
         """The updates and the head under the names of a guard file."""

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from safeserve.training.batches import Row
+from safeserve.models.prefix import SharedRow, lay_out
+from safeserve.training.batches import Row, share_prompts
+
+if TYPE_CHECKING:
+    from safeserve.models.decoder import Decoder
 
 # Elements of the one float32 [tokens, vocabulary] block that exists at a time: 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
 # Set in a config when the model changes its logits after the head; then the model computes them itself.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+
+@dataclass(frozen=True)
+class ResponseLogps:
+    """log p(token | what precedes it) of the response tokens of some rows.
+
+    Attributes:
+        values: float32, in nats, [tokens].
+        owners: the row of each token, [tokens].
+        rows: how many rows there are.
+    """
+
+    values: Tensor
+    owners: Tensor
+    rows: int
+
+    def sums(self) -> Tensor:
+        """Sum over each row's response, [rows]."""
+        return torch.zeros(self.rows, dtype=self.values.dtype, device=self.values.device).index_add(
+            0, self.owners, self.values
+        )
+
+    def __sub__(self, other: ResponseLogps) -> ResponseLogps:
+        """Differences token by token; both must come from the same rows in the same form."""
+        return ResponseLogps(self.values - other.values, self.owners, self.rows)
 
 
 @dataclass(frozen=True)
@@ -62,30 +90,44 @@ def collate(rows: Sequence[Row], device: torch.device | str) -> Batch:
     )
 
 
-def token_logps(model: Any, batch: Batch) -> Tensor:
-    """log p(token | what precedes it) of every response token in float32, shape [tokens]; differentiable.
+def plain_logps(model: Any, rows: Sequence[Row], device: torch.device | str) -> ResponseLogps:
+    """The rows padded and run by transformers; differentiable.
 
     Args:
         model: a transformers causal language model, or a peft model around one.
     """
-    causal = causal_model(model)
+    causal, batch = causal_model(model), collate(rows, device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    if not _head_is_plain(causal):
+    if not head_is_plain(causal):
         logits = causal(**inputs).logits.flatten(0, 1)[batch.predictors]
-        return _gather_logps(logits, batch.targets)
+        return ResponseLogps(_gather_logps(logits, batch.targets), batch.owners, batch.rows)
     hidden = causal.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)[batch.predictors]
+    return ResponseLogps(_through_head(causal, hidden, batch.targets), batch.owners, batch.rows)
+
+
+def shared_logps(model: Any, decoder: Decoder, rows: Sequence[Row], device: torch.device | str) -> ResponseLogps:
+    """The same without padding, a prompt that several rows begin with computed once; differentiable.
+
+    Args:
+        model: what ``decoder`` was made from.
+    """
+    groups = share_prompts(rows)
+    layout = lay_out([SharedRow(prompt, tuple(rows[n].response for n in group)) for prompt, group in groups], device)
+    hidden = decoder.shared(layout)[layout.predictors]
+    numbers = torch.tensor([n for _, group in groups for n in group], device=device)
+    values = _through_head(causal_model(model), hidden, layout.targets)
+    return ResponseLogps(values, numbers[layout.owners], len(rows))
+
+
+def _through_head(causal: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log p(target) after each of ``hidden`` [tokens, width], float32, [tokens]."""
     head = causal.get_output_embeddings()
     size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     if head.weight.requires_grad and torch.is_grad_enabled():
-        parts = [(hidden[at : at + size], batch.targets[at : at + size]) for at in range(0, len(hidden), size)]
+        parts = [(hidden[at : at + size], targets[at : at + size]) for at in range(0, len(hidden), size)]
         return torch.cat([checkpoint(_head_logps, part, head, goal, use_reentrant=False) for part, goal in parts])
-    result: Tensor = _FrozenHead.apply(hidden, head.weight, head.bias, batch.targets, size)  # type: ignore[no-untyped-call]
+    result: Tensor = _FrozenHead.apply(hidden, head.weight, head.bias, targets, size)  # type: ignore[no-untyped-call]
     return result
-
-
-def row_sums(values: Tensor, batch: Batch) -> Tensor:
-    """Sum of a per-token value over each row's response, shape [rows]."""
-    return torch.zeros(batch.rows, dtype=values.dtype, device=values.device).index_add(0, batch.owners, values)
 
 
 def causal_model(model: Any) -> Any:
@@ -93,7 +135,7 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _head_is_plain(causal: Any) -> bool:
+def head_is_plain(causal: Any) -> bool:
     """True when logits are exactly head(body(x)): a plain linear head, and nothing done to the logits after it."""
     head = causal.get_output_embeddings()
     changed = any(getattr(causal.config, name, None) not in (None, 1, 1.0) for name in LOGIT_CHANGES)
@@ -120,9 +162,12 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, size: int) -> Tensor:
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # One block for all chunks: fresh memory of this size costs as much as the product that fills it.
+        block = weight.new_empty(min(size, len(targets)), len(weight))
         for at in range(0, len(targets), size):
-            part, target = hidden[at : at + size], targets[at : at + size]
-            logits = linear(part.to(weight.dtype), weight, bias).float()
+            part, target = hidden[at : at + size].to(weight.dtype), targets[at : at + size]
+            logits = torch.mm(part, weight.t(), out=block[: len(part)])
+            logits = (logits if bias is None else logits.add_(bias)).float()
             normaliser = logits.logsumexp(-1, keepdim=True)
             logps[at : at + size] = (logits.gather(-1, target.unsqueeze(-1)) - normaliser).squeeze(-1)
             if slopes is not None:

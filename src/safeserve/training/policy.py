@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import disk_errors
+from safeserve.models.decoder import Decoder, Unsupported
 from safeserve.models.loading import LoadedModel, load, save_info
-from safeserve.training.batches import Row
-from safeserve.training.logprobs import Batch, causal_model, collate, token_logps
+from safeserve.training.batches import Row, flat_batches, padded_batches
+from safeserve.training.logprobs import ResponseLogps, causal_model, head_is_plain, plain_logps, shared_logps
 from safeserve.training.options import TrainOptions
+
+Item = TypeVar("Item")
 
 
 class Policy:
@@ -41,8 +44,15 @@ class Policy:
             raise UserError("full: true cannot train a quantised base. Remove quantize, or train an adapter.")
         set_seed(seed)
         self.model = self._full() if options.full else self._with_adapter(quantized)
+        self.decoder: Decoder | None = None
+        try:
+            self.decoder = self._own_layers()
+        except Unsupported as reason:
+            self._fall_back(str(reason))
         if options.gradient_checkpointing:
             self._causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.decoder is not None:
+                self.decoder.recompute = True
 
     @property
     def device(self) -> str:
@@ -51,15 +61,41 @@ class Policy:
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens in a micro-batch: the option's, or what suits the device (2.5 GiB for 135M on a CPU)."""
+        """Tokens in a micro-batch: the option's, or what suits the device."""
         return self.options.token_budget or (1024 if self.device == "cpu" else 16384)
 
-    def token_logps(self, rows: Sequence[Row]) -> tuple[Tensor, Batch]:
-        """Log-probabilities of all response tokens of ``rows`` (float32, [tokens]) and the batch they came from."""
-        batch = collate(rows, self.device)
-        mixed = self.options.full and self.loaded.dtype == "bfloat16"
-        with self._attention(batch), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=mixed):
-            return token_logps(self.model, batch), batch
+    def micro_batches(self, items: Sequence[Item], rows: Callable[[Item], Sequence[Row]]) -> list[list[Item]]:
+        """Cut a step's items into micro-batches within the token budget; an item's rows stay together."""
+        cut = padded_batches if self.decoder is None else flat_batches
+        return cut(items, rows, self.token_budget)
+
+    def response_logps(self, rows: Sequence[Row]) -> ResponseLogps:
+        """Log-probabilities of all response tokens of ``rows``; differentiable."""
+        if self.decoder is not None:
+            return shared_logps(self.model, self.decoder, rows, self.device)
+        return self._plain_logps(rows)
+
+    def probe(self, rows: Sequence[Row]) -> None:
+        """Compare this project's layers with transformers' own on ``rows``, log-probabilities and gradients.
+
+        Where they differ by more than rounding, training goes on with transformers' layers, and says so.
+        """
+        if self.decoder is None:
+            return
+        self.model.eval()
+        found = []
+        for form in (self.response_logps, self._plain_logps):
+            logps = form(rows)
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            found.append((logps.sums().detach(), torch.autograd.grad(logps.values.mean(), parameters)))
+        (ours, our_slopes), (plain, slopes) = found
+        exact = self.loaded.dtype == "float32"
+        longest = max(row.response_length for row in rows)
+        apart = float((ours - plain).abs().max()) / longest
+        norm = sum(float(slope.float().square().sum()) for slope in slopes) ** 0.5
+        turned = sum(float((a - b).float().square().sum()) for a, b in zip(our_slopes, slopes, strict=True)) ** 0.5
+        if not (apart <= (1e-3 if exact else 0.1) and turned <= (1e-2 if exact else 0.2) * norm):
+            self._fall_back(f"they differ from transformers' by {apart:.2g} nats a token, gradients by {turned:.2g}")
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -93,11 +129,11 @@ class Policy:
         self.loaded.model.eval()
 
     @contextlib.contextmanager
-    def _attention(self, batch: Batch) -> Iterator[None]:
+    def _attention(self, width: int) -> Iterator[None]:
         # On a CPU the fused bfloat16 kernel's backward costs more than all of a short row's attention done plainly
         # (SmolLM2-135M, rows of 110 tokens: the step is 1.25 times as fast). Recomputing would meet the other kernel.
         causal = self._causal
-        short = batch.input_ids.shape[1] <= 256 and not self.options.gradient_checkpointing
+        short = width <= 256 and not self.options.gradient_checkpointing
         cpu_bf16 = self.device == "cpu" and self.loaded.dtype == "bfloat16"
         if not (short and cpu_bf16 and causal.config._attn_implementation == "sdpa"):
             yield
@@ -107,6 +143,23 @@ class Policy:
             yield
         finally:
             causal.set_attn_implementation("sdpa")
+
+    def _plain_logps(self, rows: Sequence[Row]) -> ResponseLogps:
+        mixed = self.options.full and self.loaded.dtype == "bfloat16"
+        width = max(row.length for row in rows)
+        with self._attention(width), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=mixed):
+            return plain_logps(self.model, rows, self.device)
+
+    def _own_layers(self) -> Decoder:
+        if not head_is_plain(self._causal):
+            raise Unsupported("a head that is not one linear layer")
+        if self.options.full and self.loaded.dtype == "bfloat16":
+            raise Unsupported("full training in bfloat16, which is autocast's")
+        return Decoder(self._causal)
+
+    def _fall_back(self, reason: str) -> None:
+        self.decoder = None
+        print(f"train: rows are padded and run by transformers, which is slower: {reason}.", file=sys.stderr)
 
     @property
     def _causal(self) -> Any:

@@ -12,8 +12,7 @@ from safeserve.core.errors import EnvironmentFault
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
 from safeserve.core.runs import write_bytes
-from safeserve.training.batches import Row, micro_batches, rows_digest
-from safeserve.training.logprobs import row_sums
+from safeserve.training.batches import Row, rows_digest, share_prompts
 from safeserve.training.policy import Policy
 
 WAVE = 512
@@ -23,13 +22,14 @@ WAVE = 512
 def reference_logps(policy: Policy, rows: Sequence[Row], folder: Path) -> Tensor:
     """Summed response log-probabilities of ``rows`` under the step-0 policy, float32 on the CPU, shape [rows].
 
-    Rows are taken in order of length (hardly any padding) and written a wave at a time to
+    Rows are taken in order of length, those with one prompt together, and written a wave at a time to
     ``folder/KEY/``, the key being model, dtype and token ids; a wave already there is read instead.
     """
     from safetensors.torch import load_file, save
 
     key = stable_hash([policy.loaded.identity, policy.loaded.dtype, policy.options.full, rows_digest(rows)])
-    order = sorted(range(len(rows)), key=lambda n: -rows[n].length)
+    prompts = sorted(share_prompts(rows), key=lambda group: -max(rows[n].length for n in group[1]))
+    order = [n for _, group in prompts for n in group]
     result = torch.empty(len(rows), dtype=torch.float32)
     with Progress("reference", len(rows)) as progress:
         for wave in range(0, len(rows), WAVE):
@@ -45,12 +45,12 @@ def reference_logps(policy: Policy, rows: Sequence[Row], folder: Path) -> Tensor
 
 def _sums(policy: Policy, rows: Sequence[Row], progress: Progress) -> Tensor:
     sums = torch.empty(len(rows), dtype=torch.float32)
-    numbered = list(enumerate(rows))
+    groups = [[(n, rows[n]) for n in group] for _, group in share_prompts(rows)]
     with policy.reference():
-        for group in micro_batches(numbered, lambda item: [item[1]], policy.token_budget):
-            logps, batch = policy.token_logps([row for _, row in group])
-            sums[[number for number, _ in group]] = row_sums(logps, batch).cpu()
-            progress.advance(len(group), sum(row.length for _, row in group))
+        for batch in policy.micro_batches(groups, lambda group: [row for _, row in group]):
+            numbered = [item for group in batch for item in group]
+            sums[[number for number, _ in numbered]] = policy.response_logps([row for _, row in numbered]).sums().cpu()
+            progress.advance(len(numbered), sum(row.length for _, row in numbered))
     return sums
 
 
@@ -68,15 +68,15 @@ def check_step_zero(policy: Policy, rows: Sequence[Row], cached: Tensor) -> floa
         EnvironmentFault: the adapter already changes the model (by more than 1e-5 nats), or the cache is not of it.
     """
     with policy.reference():
-        off, batch = policy.token_logps(rows)
+        off = policy.response_logps(rows)
     policy.model.eval()
     with torch.no_grad():
-        on, _ = policy.token_logps(rows)
-    changed = float((row_sums(on - off, batch)).abs().max())
+        on = policy.response_logps(rows)
+    changed = float((on - off).sums().abs().max())
     if not changed <= 1e-5:
         raise EnvironmentFault(f"The fresh adapter changes the model by {changed:.2g} nats before the first update.")
     lengths = torch.tensor([row.response_length for row in rows])
-    apart = float(((row_sums(on, batch).cpu() - cached) / lengths).abs().max())
+    apart = float(((on.sums().cpu() - cached) / lengths).abs().max())
     # The same sums in another batch shape: rounding only, which in bfloat16 is a few hundredths of a nat a token.
     if not apart <= (1e-4 if policy.loaded.dtype == "float32" else 0.1):
         raise EnvironmentFault(

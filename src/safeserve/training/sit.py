@@ -35,8 +35,7 @@ class SitObjective:
         """Summed over response tokens."""
         from safeserve.training.losses import nll_loss
 
-        logps, _ = policy.token_logps(items)
-        return nll_loss(logps), {}
+        return nll_loss(policy.response_logps(items).values), {}
 
 
 def train_sit(

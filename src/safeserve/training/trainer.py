@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.core.progress import Progress
 from safeserve.core.runs import disk_errors
-from safeserve.training.batches import Row, learning_rate_factor, micro_batches, plan_steps
+from safeserve.training.batches import Row, learning_rate_factor, plan_steps
 from safeserve.training.checkpoints import complete_checkpoint, mark_complete
 from safeserve.training.options import TrainOptions
 from safeserve.training.policy import Policy
@@ -74,7 +74,7 @@ class StepTrainer(Trainer, Generic[Item]):  # type: ignore[misc]
         model.train()
         items: Sequence[Item] = inputs["items"]
         tally = Tally(sum(self.objective.weight(item) for item in items))
-        for group in micro_batches(items, self.objective.rows, self.policy.token_budget):
+        for group in self.policy.micro_batches(items, self.objective.rows):
             loss, statistics = self.objective.loss(self.policy, group)
             self.accelerator.backward(loss / tally.weight)
             tally.add(loss, statistics)
@@ -93,7 +93,7 @@ class StepTrainer(Trainer, Generic[Item]):  # type: ignore[misc]
         self.model.eval()
         tally = Tally(sum(self.objective.weight(item) for item in items))
         with torch.no_grad():
-            for group in micro_batches(items, self.objective.rows, self.policy.token_budget):
+            for group in self.policy.micro_batches(items, self.objective.rows):
                 tally.add(*self.objective.loss(self.policy, group))
         metrics = {f"eval_{name}": value for name, value in tally.means().items()}
         self.log(metrics)
