@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
 from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.records import Prompt
@@ -120,6 +121,7 @@ def evaluate(
     suite: str,
     quiet: bool = False,
     left_out: Sequence[LeftOut] = (),
+    costs: Costs | None = None,
 ) -> dict[str, Any]:
     """Generate, judge and summarise every benchmark; writes and returns ``summary.json``.
 
@@ -130,11 +132,12 @@ def evaluate(
         judges: judges by name; see :func:`meant_for` for which benchmark each one scores.
         folder: ``evals/MODEL``.
         left_out: benchmarks of the suite that could not be measured; kept in the summary.
+        costs: gets the seconds of ``generate`` and ``judge``, and the tokens generated.
 
     Raises:
         UserError: no judge for a benchmark, or one that needs likelihoods under an engine that has none.
     """
-    made = require_judges(benchmarks, judges, bool(left_out))
+    made, costs = require_judges(benchmarks, judges, bool(left_out)), costs or Costs()
     engines = {
         benchmark: _chooser(engine, benchmark) if benchmark.by_likelihood else engine for benchmark in benchmarks
     }
@@ -145,12 +148,17 @@ def evaluate(
         if benchmark.by_likelihood:
             own = own.model_copy(update={"n": 1})  # the same for every sample
         target = folder / benchmark.name
-        completions = generate_to(engines[benchmark], prompts, own, target, f"{name} on {benchmark.name}", quiet)
-        scores = {
-            judge.name: judge_benchmark(judge, prompts, completions, target)
-            for spec, judge in made.items()
-            if meant_for(spec, judge, benchmark)
-        }
+        there = (target / "completions.jsonl").exists()
+        with costs.timed("generate"):
+            completions = generate_to(engines[benchmark], prompts, own, target, f"{name} on {benchmark.name}", quiet)
+        if not there:
+            costs.add("generate", **token_counts(completions))
+        with costs.timed("judge"):
+            scores = {
+                judge.name: judge_benchmark(judge, prompts, completions, target)
+                for spec, judge in made.items()
+                if meant_for(spec, judge, benchmark)
+            }
         part = summarise(prompts, completions, scores, identities)
         parts[benchmark.name] = {"max_new_tokens": own.max_new_tokens, **part}
     summary = {
@@ -166,6 +174,16 @@ def evaluate(
         "benchmarks": parts,
     }
     return _checked(folder, summary)
+
+
+def token_counts(completions: Iterable[Completion]) -> dict[str, int]:
+    """Tokens written in answers, with the token that ended each, and tokens of their prompts."""
+    rows = list(completions)
+    ends = sum(row.finish_reason == "stop" for row in rows)
+    return {
+        "tokens": sum(len(row.token_ids) for row in rows) + ends,
+        "prompt_tokens": sum(c.prompt_tokens for c in rows),
+    }
 
 
 def _chooser(engine: WaveEngine, benchmark: Benchmark) -> WaveEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,18 @@ from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import load_suite
 from safeserve.pipeline.recipe import OWN_PAIRS, DpoStage, Recipe, SitStage
 from safeserve.pipeline.rows import Sources, own_pair_rows, public_pairs, sit_rows
+
+
+def models_in_order(recipe: Recipe, only: Sequence[str] | None = None) -> list[str]:
+    """The base and the trained models as a run makes them; with ``only``, these stages and what they start from."""
+    names = ["base", *recipe.train]
+    if only is None:
+        return names
+    wanted = set(only)
+    for name in reversed(recipe.train):
+        if name in wanted:
+            wanted.add(recipe.train[name].start)
+    return [name for name in names if name in wanted]
 
 
 def plan(recipe: Recipe, folder: Path) -> dict[str, Any]:

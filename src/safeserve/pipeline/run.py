@@ -13,25 +13,29 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from safeserve import __version__
+from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
 from safeserve.core.options import stable_hash
-from safeserve.core.runs import Stage, lock, read_json, write_json, write_text
+from safeserve.core.runs import Stage, lock, read_json, read_jsonl, write_json, write_text
 from safeserve.data.records import Demonstration, Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, load_suite
 from safeserve.evaluation.compare import compare
-from safeserve.evaluation.evaluate import evaluate
+from safeserve.evaluation.evaluate import evaluate, token_counts
 from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.gate import Verdict, decide, load_policy
-from safeserve.generation.engine import Sampling, WaveEngine
+from safeserve.generation.engine import Completion, Sampling, WaveEngine
 from safeserve.generation.llm_client import ClientOptions, ServerOptions
 from safeserve.judging.registry import make_judge
 from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dtype
-from safeserve.pipeline.machine import describe_machine, peak_memory_gib
+from safeserve.pipeline.machine import describe_machine, gib, peak_memory_bytes, reset_peak_memory
+from safeserve.pipeline.plan import models_in_order
 from safeserve.pipeline.recipe import OWN_PAIRS, DpoStage, Recipe, SitStage, TrainStage
 from safeserve.pipeline.rows import OWN_SHARES, Sources, own_pair_rows, public_pairs, sit_rows
+from safeserve.pipeline.stages import stage_table, stage_times
 
 if TYPE_CHECKING:
     from safeserve.training.own_pairs import OwnPairs
+    from safeserve.training.run import TrainResult
 
 CODE = 1
 """Raised when a stage would produce something else from the same inputs, so that old results are seen as stale."""
@@ -54,6 +58,7 @@ class Run:
     Args:
         redo: discard stages whose inputs changed (and what was made from them) instead of refusing.
         only: train only these stages (and what they start from), and evaluate nothing.
+        started: when the command began, by ``time.monotonic``; what comes before the first stage is told from it.
     """
 
     def __init__(
@@ -65,9 +70,14 @@ class Run:
         redo: bool = False,
         quiet: bool = False,
         only: Sequence[str] | None = None,
+        started: float | None = None,
     ) -> None:
         self.recipe, self.folder, self.command, self.redo, self.quiet = recipe, folder, command, redo, quiet
         self.only = only
+        self._started = time.monotonic() if started is None else started
+        self._overhead: dict[str, float] = {}
+        self._costs = Costs()
+        self._resumed = False
         self._hashes: dict[str, str] = {}
         self._prompts: dict[Benchmark, list[Prompt]] = {}
         self._benchmark_ids: dict[str, str] = {}
@@ -93,31 +103,27 @@ class Run:
 
     def _execute(self) -> None:
         self._hashes["base"] = stable_hash([self._base_identity(), self._dtype()])
-        for name in self._models():
+        self._overhead["start"] = round(time.monotonic() - self._started, 1)
+        for name in models_in_order(self.recipe, self.only):
             if name in self.recipe.train:
                 self._train(name, self.recipe.train[name])
             if self.recipe.evaluate and self.only is None and name in self.recipe.evaluate.models:
                 self._evaluate(name)
         self._loaded = None
         if self.recipe.evaluate and self.only is None:
+            before = time.monotonic()
             self._compare()
             self._decide()
+            self._overhead["compare"] = round(time.monotonic() - before, 1)
         self._write_manifest()
         if self.recipe.evaluate and self.only is None:
             self._report()
+        if self.outcome.seconds:
+            self._say("\n" + stage_table(stage_times(self.folder)))
 
     def model_name(self, name: str) -> str:
         """What :func:`load` takes for a model of this run."""
         return self.recipe.model if name == "base" else str(self.folder / "models" / name)
-
-    def _models(self) -> list[str]:
-        if self.only is None:
-            return ["base", *self.recipe.train]
-        wanted: set[str] = set(self.only)
-        for name in reversed(self.recipe.train):
-            if name in wanted:
-                wanted.add(self.recipe.train[name].start)
-        return [name for name in ("base", *self.recipe.train) if name in wanted]
 
     def _base_identity(self) -> str:
         if self.recipe.server is not None:
@@ -148,7 +154,8 @@ class Run:
         if self._loaded is None or self._loaded[0] != (name, quantize):
             self._loaded = None  # free the old one first
             source, recipe = self.model_name(name), self.recipe
-            model = load(source, dtype=recipe.dtype, template=recipe.template, quantize=quantize, quiet=self.quiet)
+            with self._costs.timed("load"):
+                model = load(source, dtype=recipe.dtype, template=recipe.template, quantize=quantize, quiet=self.quiet)
             self._loaded = ((name, quantize), model)
         return self._loaded[1]
 
@@ -164,11 +171,19 @@ class Run:
                 shutil.rmtree(path, ignore_errors=True)
         return stage
 
-    def _timed(self, key: str, work: Callable[[], Any]) -> Any:
+    def _begin(self, stage: Stage) -> Path:
+        """Begin the stage, and its account of costs."""
+        self._costs, self._resumed = Costs(), (stage.folder / "INPUTS").exists()
+        reset_peak_memory()
+        return stage.begin()
+
+    def _measured(self, key: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+        """What ``work`` returns, and what the stage cost: metrics that every stage has."""
         started = time.monotonic()
         result = work()
-        self.outcome.seconds[key] = round(time.monotonic() - started, 1)
-        return result
+        seconds = self.outcome.seconds[key] = round(time.monotonic() - started, 1)
+        memory = {"peak_memory_gib": gib(peak_memory_bytes())}
+        return result, {"stage_seconds": seconds, **memory, "parts": self._costs.parts, "resumed": self._resumed}
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -197,17 +212,14 @@ class Run:
         if stage.done():
             self._say(f"train {name}: done before")
             return
-        folder = stage.begin()
+        folder = self._begin(stage)
         self._say(f"train {name}: {options.method} from {options.start}")
         for source, part in sources.account.items():
             for reason, count in part["left_out"].items():
                 self._say(f"  {source}: {count} rows left out ({reason})")
-        metrics = self._timed(f"train {name}", lambda: self._fit(options, rows, out, folder))
+        metrics, cost = self._measured(f"train {name}", lambda: self._fit(options, rows, out, folder))
         self._loaded = None  # full fine-tuning changes the weights in place
-        write_json(
-            folder / "metrics.json",
-            {**metrics, "data": sources.account, "stage_seconds": self.outcome.seconds[f"train {name}"]},
-        )
+        write_json(folder / "metrics.json", {**metrics, "data": sources.account, **cost})
         stage.finish()
 
     def _fit(self, options: TrainStage, rows: Any, out: Path, folder: Path) -> dict[str, Any]:
@@ -217,16 +229,23 @@ class Run:
             "seed": self.recipe.seed,
             "parent": self.model_name(options.start),
         }
+        own: dict[str, Any] = {}
+        fit: Callable[..., TrainResult]
         if isinstance(options, SitStage):
-            from safeserve.training.sit import train_sit
+            from safeserve.training.sit import train_sit as fit
+        else:
+            from safeserve.training.dpo import train_dpo as fit
 
-            return train_sit(model, rows, options, out, **common).metrics
-        from safeserve.training.dpo import train_dpo
-
-        if options.pairs != OWN_PAIRS:
-            return train_dpo(model, rows, options, out, **common).metrics
-        built = self._own_pairs(options, rows, model, folder)
-        return {**train_dpo(model, built.pairs, options, out, **common).metrics, "dropped_prompts": built.dropped}
+            if options.pairs == OWN_PAIRS:
+                built = self._own_pairs(options, rows, model, folder)
+                rows, own = built.pairs, {"dropped_prompts": built.dropped}
+        started = time.monotonic()
+        metrics = fit(model, rows, options, out, **common).metrics
+        self._costs.add("train", seconds=metrics["seconds"], tokens=metrics["tokens"])
+        # The rest is saving, after the pass of the reference in DPO.
+        rest = max(0.0, time.monotonic() - started - metrics["seconds"])
+        self._costs.add("save" if isinstance(options, SitStage) else "reference", seconds=rest)
+        return {**metrics, **own}
 
     def _own_pairs(
         self, options: DpoStage, rows: dict[str, list[Demonstration]], model: LoadedModel, folder: Path
@@ -242,7 +261,10 @@ class Run:
         )
         safety, look_alike, helpful = (rows[source] for source in OWN_SHARES)
         target = folder / "pairs"
-        built = build_own_pairs(LocalEngine(model), safety, look_alike, helpful, sampling, target, self.quiet)
+        with self._costs.timed("sample"):
+            built = build_own_pairs(LocalEngine(model), safety, look_alike, helpful, sampling, target, self.quiet)
+        for path in target.glob("*/completions.jsonl"):
+            self._costs.add("sample", **token_counts(map(Completion.from_json, read_jsonl(path))))
         self._say(f"  {len(built.pairs)} pairs; {built.dropped} harmful prompts dropped (the model never complied)")
         return built
 
@@ -279,7 +301,7 @@ class Run:
             self._say(f"evaluate {name}: done before")
             self.outcome.summaries[name] = read_json(target / "summary.json")
             return
-        folder = stage.begin()
+        folder = self._begin(stage)
         self._say(f"evaluate {name}: {sum(map(len, self._prompts.values()))} prompts")
         sampling = options.sampling.model_copy(update={"seed": self.recipe.seed})
 
@@ -294,11 +316,11 @@ class Run:
                 options.suite,
                 self.quiet,
                 self._left_out,
+                self._costs,
             )
 
-        self.outcome.summaries[name] = self._timed(f"evaluate {name}", work)
-        seconds = self.outcome.seconds[f"evaluate {name}"]
-        write_json(folder / "metrics.json", {"seconds": seconds, "peak_memory_gib": peak_memory_gib()})
+        self.outcome.summaries[name], cost = self._measured(f"evaluate {name}", work)
+        write_json(folder / "metrics.json", cost)
         stage.finish()
 
     def _discard_conclusions(self) -> None:
@@ -336,6 +358,8 @@ class Run:
         path = self.folder / "manifest.json"
         before = read_json(path) if path.exists() else {}
         seconds = {**before.get("seconds", {}), **self.outcome.seconds}
+        stages = [read_json(path) for path in self.folder.glob("stages/*/metrics.json")]
+        peaks = [stage["peak_memory_gib"] for stage in stages if "peak_memory_gib" in stage]
         write_json(
             path,
             {
@@ -348,7 +372,8 @@ class Run:
                 "data": {**before.get("data", {}), **self._data, **self._benchmark_ids},
                 "judges": next((s["judges"] for s in self.outcome.summaries.values()), {}),
                 "seconds": seconds,
-                "peak_memory_gib": max(peak_memory_gib(), before.get("peak_memory_gib", 0.0)),
+                "overhead_seconds": self._overhead if self.outcome.seconds else before.get("overhead_seconds", {}),
+                "peak_memory_gib": max([gib(peak_memory_bytes()), *peaks]),
                 "machine": describe_machine(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
