@@ -52,8 +52,8 @@ class Run:
         return self.units / self.seconds
 
     def to_json(self) -> dict[str, Any]:
-        """All but what is long."""
-        short = {key: value for key, value in self.more.items() if not isinstance(value, list)}
+        """Its numbers, without what is long."""
+        short = {key: value for key, value in self.more.items() if isinstance(value, int | float | str)}
         return {"units": self.units, "seconds": self.seconds, **short}
 
 
@@ -140,6 +140,19 @@ def _gemm(m: int, k: int, n: int, dtype: str, device: str, repeats: int = 7) -> 
         synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2e-9 * m * k * n / best
+
+
+def achieved(result: dict[str, Any], flops: float, peaks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of the GEMM peak: the arithmetic one unit needs, times each side's median rate, over the best peak seen.
+
+    Args:
+        flops: operations a unit.
+        peaks: from :func:`gemm_peak`, before and after the runs.
+    """
+    peak = max(one["square"] for one in peaks)
+    gflops = {name: side["rate"] * flops / 1e9 for name, side in result["sides"].items()}
+    shares = {name: value / peak for name, value in gflops.items()}
+    return {"gflop_per_unit": flops / 1e9, "gemm": peaks, "gflop_per_s": gflops, "share_of_peak": shares}
 
 
 def synchronise(device: str) -> None:

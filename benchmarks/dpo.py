@@ -24,6 +24,7 @@ from benchmarks import training, workloads
 from benchmarks.common import (
     Disagreement,
     Run,
+    achieved,
     alternate,
     compared,
     gemm_peak,
@@ -223,28 +224,12 @@ def main() -> None:
     after = gemm_peak(options.dtype, "cpu", shapes, options.quick)
     result |= achieved(result, dpo_flops(weights, lengths) / len(pairs), [before, after])
     result |= {"agreement": agreement, "tuning": tuning, "peer_settings": peers, "setup": vars(setup)}
-    result["workload"] = {
-        "unit": "pair",
-        "mean_tokens": workloads.means(lengths),
-        "of": ["prompt", "chosen", "rejected"],
-    }
+    tokens = workloads.means(("prompt", "chosen", "rejected"), lengths)
+    result["workload"] = {"unit": "pair", "count": len(pairs), "mean_tokens": tokens}
     if not options.skip_memory:
         result["memory"] = memory(setup, options, peers)
     names = ["dpo", *(["long"] if options.prompts == "long" else []), options.dtype]
     save("-".join(names), result, options)
-
-
-def achieved(result: dict[str, Any], flops: float, peaks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Share of the GEMM peak: the arithmetic one unit needs, times each side's median rate, over the best peak seen.
-
-    Args:
-        flops: operations a unit.
-        peaks: from :func:`benchmarks.common.gemm_peak`, before and after the runs.
-    """
-    peak = max(one["square"] for one in peaks)
-    gflops = {name: side["rate"] * flops / 1e9 for name, side in result["sides"].items()}
-    shares = {name: value / peak for name, value in gflops.items()}
-    return {"gflop_per_unit": flops / 1e9, "gemm": peaks, "gflop_per_s": gflops, "share_of_peak": shares}
 
 
 if __name__ == "__main__":

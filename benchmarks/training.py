@@ -8,6 +8,7 @@ optimiser batches, in the order of safeserve's plan; adapter, AdamW, learning ra
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 import tempfile
 import time
@@ -160,10 +161,9 @@ def trl_trainer(
     method: str, setup: Setup, rows: Sequence[Any], settings: Mapping[str, Any], loaded: Any, folder: Path
 ) -> Any:
     """TRL's trainer for these rows, with its reference computed where ``precompute_ref_log_probs`` asks for it."""
-    import datasets
     from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+    datasets, peer = importlib.import_module("datasets"), importlib.import_module("trl")
     if loaded.tokenizer.eos_token_id != loaded.chat.end_id:
         raise Disagreement("TRL would end answers with another token than the chat template does")
     given = dict(settings)
@@ -189,7 +189,8 @@ def trl_trainer(
         "use_cpu": setup.device == "cpu",
         "seed": setup.seed,
     }
-    config, trainer = (DPOConfig, DPOTrainer) if method == "dpo" else (SFTConfig, SFTTrainer)
+    name = "DPO" if method == "dpo" else "SFT"
+    config, trainer = getattr(peer, f"{name}Config"), getattr(peer, f"{name}Trainer")
     return trainer(
         model=loaded.model,
         args=config(**{**common, **given}),
