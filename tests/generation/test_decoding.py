@@ -115,9 +115,9 @@ def test_equal_logits_and_impossible_tokens() -> None:
 
 def test_frequency_penalty_by_hand() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
-    counts = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
-    assert penalise(logits, counts, 0.5).tolist() == [[1.0, 1.5, 1.5], [1.0, 2.0, 3.0]]
-    assert penalise(logits, counts, -1.0).tolist() == [[1.0, 3.0, 6.0], [1.0, 2.0, 3.0]]
+    earlier = torch.tensor([[2, 1, 2, 2], [-1, -1, -1, -1]])
+    assert penalise(logits, earlier, 0.5).tolist() == [[1.0, 1.5, 1.5], [1.0, 2.0, 3.0]]
+    assert penalise(logits, earlier, -1.0).tolist() == [[1.0, 3.0, 6.0], [1.0, 2.0, 3.0]]
     assert logits.tolist() == [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
 
 

@@ -46,12 +46,16 @@ def naive_greedy(model: Any, prompt: Sequence[int], stop: Sequence[int], tokens:
     return answer
 
 
-@pytest.mark.parametrize("wave_rows", [1, 4, 48])
+@pytest.mark.parametrize(("wave_rows", "slots"), [(1, 1), (4, 2), (48, 1), (48, 3), (48, 64)])
+@pytest.mark.parametrize("own_layers", [True, False])
 def test_greedy_is_what_transformers_generates(
-    engine: Make, loaded: Any, prompts: list[Prompt], wave_rows: int
+    engine: Make, loaded: Any, prompts: list[Prompt], wave_rows: int, slots: int, own_layers: bool
 ) -> None:
-    """Rows of mixed length are padded on the left in one batch; transformers gets one prompt at a time."""
-    made = by_key(engine(wave_rows=wave_rows).generate(prompts, GREEDY))
+    """Rows of mixed length share slots, or are padded by transformers' own layers; it gets one prompt at a time."""
+    ours = engine(wave_rows=wave_rows, slots=slots)
+    assert ours._decoder is not None
+    ours._decoder = ours._decoder if own_layers else None
+    made = by_key(ours.generate(prompts, GREEDY))
     assert len(made) == len(prompts)
     for prompt in prompts:
         ids = torch.tensor([loaded.chat.prompt_ids(prompt.messages)])
@@ -100,6 +104,7 @@ def test_a_sample_does_not_depend_on_its_batch(engine: Make, prompts: list[Promp
     assert len(together) == 2 * len(prompts)
     assert by_key(engine(wave_rows=1).generate(prompts, SAMPLED)) == pytest_equal(together)
     assert by_key(engine(wave_rows=5).generate(list(reversed(prompts)), SAMPLED)) == pytest_equal(together)
+    assert by_key(engine(slots=3).generate(prompts, SAMPLED)) == pytest_equal(together)
     alone = by_key(engine().generate(prompts[3:4], SAMPLED.model_copy(update={"n": 1})))
     assert alone["p3", 0].token_ids == together["p3", 0].token_ids
 

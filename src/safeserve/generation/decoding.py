@@ -9,14 +9,15 @@ HEAD = 512
 """Most likely tokens looked at before the whole vocabulary is sorted."""
 
 
-def penalise(logits: Tensor, counts: Tensor, frequency_penalty: float) -> Tensor:
+def penalise(logits: Tensor, earlier: Tensor, frequency_penalty: float) -> Tensor:
     """Subtract ``frequency_penalty`` once for each earlier occurrence (OpenAI's definition).
 
     Args:
         logits: float32, [rows, vocabulary].
-        counts: how often the answer so far holds each token, [rows, vocabulary].
+        earlier: the tokens of the answers so far, -1 where an answer is shorter, [rows, longest].
     """
-    return logits - frequency_penalty * counts
+    amounts = torch.where(earlier < 0, 0.0, -frequency_penalty).to(logits.dtype)
+    return logits.scatter_add(1, earlier.clamp(min=0), amounts)
 
 
 def nucleus_sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The local engine: batches on this machine, sorted by length; a finished row leaves its batch at once.
+"""The local engine: generates on this machine, in slots that never idle while a prompt waits.
 
 Work is cut into fixed waves of the full list ordered by length. A wave depends on nothing but its own rows, so a killed
 and resumed run repeats a wave exactly (same machine, same thread count).
@@ -12,13 +12,19 @@ from typing import Any
 
 import torch
 
-from safeserve.core.options import seed_for, stable_hash
+from safeserve.core.options import stable_hash
 from safeserve.data.records import Prompt
-from safeserve.generation.decoding import nucleus_sample, penalise, token_logprobs
-from safeserve.generation.engine import Completion, FinishReason, Row, Sampling
+from safeserve.generation.decoding import token_logprobs
+from safeserve.generation.drafts import Drafts
+from safeserve.generation.engine import Completion, Row, Sampling
+from safeserve.generation.slots import SlotDecoder
+from safeserve.models.decoder import Decoder, Unsupported
 from safeserve.models.loading import LoadedModel
 
-WAVE_ROWS = 96
+SLOTS = {"cpu": 64, "cuda": 256}
+"""Answers written at the same time."""
+WAVE_ROWS = 256
+"""Answers a wave: what a killed run may have to write again."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class LogLikelihood:
     is_greedy: bool
 
 
-def plan_waves(rows: Sequence[Row], wave_rows: int = WAVE_ROWS) -> list[list[Row]]:
+def plan_waves(rows: Sequence[Row], wave_rows: int) -> list[list[Row]]:
     """Cut rows into waves of similar length, longest first; ties keep the given order."""
     ordered = sorted(rows, key=lambda row: -len(row.ids))
     return [ordered[i : i + wave_rows] for i in range(0, len(ordered), wave_rows)]
@@ -39,16 +45,23 @@ def plan_waves(rows: Sequence[Row], wave_rows: int = WAVE_ROWS) -> list[list[Row
 class LocalEngine:
     """Generates with a loaded transformers model."""
 
-    def __init__(self, loaded: LoadedModel, wave_rows: int = WAVE_ROWS) -> None:
+    def __init__(self, loaded: LoadedModel, wave_rows: int | None = None, slots: int | None = None) -> None:
         self.loaded = loaded
-        self.wave_rows = wave_rows
-        # Frozen, the head is copied once a row for a strided batch (torch's matmul folds a batch only for weights that
-        # may need a gradient): 5 GB and 3 s a wave. Nothing here computes a gradient.
-        loaded.model.get_output_embeddings().weight.requires_grad_(True)
+        kind = loaded.device.partition(":")[0]
+        self.slots = slots or SLOTS.get(kind, 64)
+        self.wave_rows = wave_rows or max(WAVE_ROWS, 4 * self.slots)
+        self._decoder: Decoder | None = None
+        try:
+            self._decoder = Decoder(loaded.model)
+        except Unsupported:
+            # Frozen, the head is copied once a row for a strided batch (torch's matmul folds a batch only for weights
+            # that may need a gradient): 5 GB and 3 s a wave. Nothing here computes a gradient.
+            loaded.model.get_output_embeddings().weight.requires_grad_(True)
         self.model_identity: str = loaded.identity
         self.dtype: str = loaded.dtype
         self.not_sent: tuple[str, ...] = ()
-        self.identity = stable_hash(["local-1", loaded.identity, loaded.dtype, wave_rows])
+        form = "plain" if self._decoder is None else "slots"
+        self.identity = stable_hash(["local-2", form, loaded.identity, loaded.dtype, self.wave_rows, self.slots])
         limit = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_positions: int = int(limit) if limit else 1 << 30
 
@@ -104,79 +117,55 @@ class LocalEngine:
             results.append(LogLikelihood(total, len(answer), bool((span.argmax(-1) == tokens).all())))
         return results
 
-    @torch.inference_mode()
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+        drafts = Drafts(rows, sampling, self.loaded.chat, self.loaded.device)
+        if self._decoder is None:
+            self._decode_plain(rows, drafts, sampling.max_new_tokens)
+        else:
+            head = self.loaded.model.get_output_embeddings()
+            dtype = head.weight.dtype
+            SlotDecoder(self._decoder, head, dtype, self.slots, self._cache_bytes()).write(
+                rows, drafts, sampling.max_new_tokens
+            )
+        return drafts.completions()
+
+    def _cache_bytes(self) -> int:
+        """Memory for keys and values: 1 GiB on a CPU, 40 % of what is free on a GPU."""
+        if not self.loaded.device.startswith("cuda"):
+            return 1 << 30
+        return int(0.4 * torch.cuda.mem_get_info(self.loaded.device)[0])
+
+    @torch.inference_mode()
+    def _decode_plain(self, rows: Sequence[Row], drafts: Drafts, max_new_tokens: int) -> None:
+        """By transformers' own forward pass, for models whose layers are not run here: padded, no slots."""
         from transformers import DynamicCache
 
         model, device = self.loaded.model, self.loaded.device
-        ids, mask = left_pad([row.ids for row in rows], device)
-        stop = torch.tensor(self.loaded.chat.stop_ids, device=device)
-        uniforms = self._uniforms(rows, sampling).to(device) if sampling.temperature > 0 else None
-        counts: torch.Tensor | None = None
-        answers: list[list[int]] = [[] for _ in rows]
-        sums = [0.0] * len(rows)
-        reasons: list[FinishReason] = ["length"] * len(rows)
-        alive = list(range(len(rows)))
-        cache = DynamicCache(config=model.config)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        for step in range(sampling.max_new_tokens):
-            output = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = output.logits[:, -1].float()
-            if counts is None and sampling.frequency_penalty:
-                counts = torch.zeros_like(logits)
-            scores = penalise(logits, counts, sampling.frequency_penalty) if counts is not None else logits
-            if uniforms is None:
-                tokens = scores.argmax(-1)
-            else:
-                tokens = nucleus_sample(scores, sampling.temperature, sampling.top_p, uniforms[alive, step])
-            logprobs = token_logprobs(logits, tokens).tolist()
-            ended = torch.isin(tokens, stop)
-            for index, token, logprob, end in zip(alive, tokens.tolist(), logprobs, ended.tolist(), strict=True):
-                sums[index] += logprob
-                if end:
-                    reasons[index] = "stop"
-                else:
-                    answers[index].append(token)
-            if counts is not None:
-                counts.scatter_add_(1, tokens.unsqueeze(1), counts.new_ones((len(alive), 1)))
-            if bool(ended.any()):
-                keep = (~ended).nonzero().squeeze(-1)
-                if keep.numel() == 0:
-                    break
-                alive = [alive[i] for i in keep.tolist()]
-                cache.batch_select_indices(keep)
-                tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
-                counts = counts[keep] if counts is not None else None
-            ids = tokens.unsqueeze(1)
-            mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=1)
-            positions = positions[:, -1:] + 1
-        return [
-            Completion(
-                id=row.prompt.id,
-                text=self.loaded.chat.decode(answers[i]),
-                token_ids=tuple(answers[i]),
-                finish_reason=reasons[i],
-                logprob_sum=round(sums[i], 4),
-                k=row.k,
-                prompt_tokens=len(row.ids),
-            )
-            for i, row in enumerate(rows)
-        ]
-
-    def _uniforms(self, rows: Sequence[Row], sampling: Sampling) -> torch.Tensor:
-        """One row of uniform numbers a sample, from the sample's own seed: [rows, max_new_tokens], float32, CPU."""
-        drawn = []
-        for row in rows:
-            generator = torch.Generator().manual_seed(seed_for(sampling.seed, row.prompt.id, row.k, sampling.iteration))
-            drawn.append(torch.rand(sampling.max_new_tokens, generator=generator))
-        return torch.stack(drawn)
+        for start in range(0, len(rows), self.slots):
+            which = torch.arange(start, min(start + self.slots, len(rows)), device=device)
+            ids, mask = left_pad([row.ids for row in rows[start : start + self.slots]], device)
+            cache = DynamicCache(config=model.config)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            for step in range(max_new_tokens):
+                output = model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                steps = torch.full_like(which, step)
+                tokens, finished = drafts.add(which, steps, output.logits[:, -1].float())
+                if bool(finished.any()):
+                    keep = (~finished).nonzero().squeeze(-1)
+                    if keep.numel() == 0:
+                        break
+                    which, tokens, mask, positions = which[keep], tokens[keep], mask[keep], positions[keep]
+                    cache.batch_select_indices(keep)
+                ids = tokens.unsqueeze(1)
+                mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=1)
+                positions = positions[:, -1:] + 1
 
     def _too_long(self, row: Row) -> Completion:
         reason = f"prompt of {len(row.ids)} tokens leaves no room in the model's {self.max_positions} positions"

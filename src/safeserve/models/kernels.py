@@ -32,6 +32,8 @@ class LowRank:
 
 def project(x: Tensor, layers: tuple[LowRank, ...]) -> tuple[Tensor, ...]:
     """Outputs of several linear layers that read the same ``x`` [tokens, in], each [tokens, out]."""
+    if not torch.is_grad_enabled() and all(layer.a is None for layer in layers):
+        return tuple(linear(x, layer.weight, layer.bias) for layer in layers)  # no autograd around it when decoding
     tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias, layer.a, layer.b)]
     result: tuple[Tensor, ...] = _Project.apply(x, tuple(layer.scale for layer in layers), *tensors)  # type: ignore[no-untyped-call]
     return result

@@ -1,0 +1,277 @@
+"""Decoding in slots: a finished answer's slot takes the next prompt at once, within one and the same forward pass.
+
+Keys and values lie in place from the start, never copied to grow. What all prompts begin with (a template's system
+message) is computed once, and a prompt with several samples once for all of them. A new prompt's tokens and the running
+answers' next tokens go through the linear layers together; only the attention tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safeserve.generation.drafts import Drafts
+from safeserve.generation.engine import Row
+from safeserve.models.decoder import Decoder
+from safeserve.models.kernels import rotate
+
+PREFILL_TOKENS = 2048
+"""Most prompt tokens in one forward pass."""
+REFILL_SHARE = 16
+"""New prompts wait until one slot in so many is free: each step with a prompt in it has the attention of two."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One prompt and the numbers of the answers to write to it."""
+
+    ids: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Prompts that enter in this step.
+
+    Attributes:
+        width: tokens of the longest, without the common beginning; the others are padded on the right.
+        tokens: where each token lies in the padded [prompts · width], [tokens].
+        last: index of each answer's last prompt token among the flat ``tokens``, [answers].
+        owners: the prompt of each answer, [answers].
+    """
+
+    units: tuple[Unit, ...]
+    width: int
+    tokens: Tensor
+    last: Tensor
+    owners: Tensor
+
+
+def plan_units(rows: Sequence[Row], slots: int) -> list[Unit]:
+    """Answers with the same prompt together, at most ``slots`` of them; prompts in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.ids, []).append(number)
+    return [
+        Unit(ids, tuple(numbers[at : at + slots]))
+        for ids, numbers in groups.items()
+        for at in range(0, len(numbers), slots)
+    ]
+
+
+def common_beginning(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all ``prompts`` begin with, short enough to leave each at least one token of its own."""
+    first, last = min(prompts), max(prompts)
+    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: min(shared, min(map(len, prompts)) - 1)]
+
+
+class SlotCache:
+    """Keys and values of every layer: [slots, key heads, room, head_dim], a slot's tokens from position 0 on."""
+
+    def __init__(self, decoder: Decoder, slots: int, room: int, dtype: torch.dtype) -> None:
+        shape = decoder.shape
+        size = (slots, shape.key_heads, room, shape.head_dim)
+        # Zeros, not whatever was there: a weight of 0 on a NaN is a NaN.
+        self.keys = [torch.zeros(size, dtype=dtype, device=decoder.device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=dtype, device=decoder.device) for _ in range(shape.layers)]
+
+    @staticmethod
+    def slot_bytes(decoder: Decoder, room: int, dtype: torch.dtype) -> int:
+        """Memory of one slot."""
+        shape = decoder.shape
+        return 2 * shape.layers * shape.key_heads * room * shape.head_dim * dtype.itemsize
+
+    def move(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copy the first ``length`` positions of some slots over those of others."""
+        for store in (*self.keys, *self.values):
+            store[targets, :, :length] = store[sources, :, :length]
+
+
+class SlotDecoder:
+    """Writes the answers of one wave.
+
+    Args:
+        head: the model's output embedding, states [some, hidden] to logits.
+        dtype: of keys and values.
+    """
+
+    def __init__(
+        self, decoder: Decoder, head: Callable[[Tensor], Tensor], dtype: torch.dtype, slots: int, cache_bytes: int
+    ) -> None:
+        self._decoder, self._head, self._dtype = decoder, head, dtype
+        self._most_slots, self._cache_bytes = slots, cache_bytes
+        self._device = decoder.device
+
+    @torch.inference_mode()
+    def write(self, rows: Sequence[Row], drafts: Drafts, max_new_tokens: int) -> None:
+        """Fill ``drafts``."""
+        room = max(len(row.ids) for row in rows) + max_new_tokens
+        fitting = self._cache_bytes // SlotCache.slot_bytes(self._decoder, room, self._dtype)
+        slots = min(len(rows), max(1, min(self._most_slots, fitting)))
+        queue = deque(plan_units(rows, slots))
+        self._beginning = common_beginning([unit.ids for unit in queue]) if len(queue) > 1 else ()
+        self._cache = SlotCache(self._decoder, slots, room, self._dtype)
+        if self._beginning:
+            self._prefill_beginning()
+        which: list[int] = []
+        steps: list[int] = []
+        lengths: list[int] = []
+        tokens = torch.empty(0, dtype=torch.long, device=self._device)
+        while queue or which:
+            arrivals = self._arrivals(queue, slots - len(which), waiting=bool(which), slots=slots)
+            logits = self._forward(tokens, lengths, arrivals)
+            lengths = [length + 1 for length in lengths]
+            for unit in arrivals.units if arrivals else ():
+                which += unit.rows
+                steps += [0] * len(unit.rows)
+                lengths += [len(unit.ids)] * len(unit.rows)
+            tokens, finished = drafts.add(self._tensor(which), self._tensor(steps), logits)
+            steps = [step + 1 for step in steps]
+            ended = finished.nonzero().squeeze(-1).tolist()
+            if ended:
+                kept = self._close(ended, lengths)
+                which, steps, lengths = ([values[n] for n in kept] for values in (which, steps, lengths))
+                tokens = tokens[self._tensor(kept)]
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+    def _arrivals(self, queue: deque[Unit], free: int, waiting: bool, slots: int) -> Arrivals | None:
+        """The prompts that enter now: enough free slots to be worth it, and at most PREFILL_TOKENS tokens."""
+        if not queue or (waiting and free < max(len(queue[0].rows), slots // REFILL_SHARE)):
+            return None
+        units: list[Unit] = []
+        start, total = len(self._beginning), 0
+        while queue and len(queue[0].rows) <= free:
+            total += len(queue[0].ids) - start
+            if units and total > PREFILL_TOKENS:
+                break
+            free -= len(queue[0].rows)
+            units.append(queue.popleft())
+        width = max(len(unit.ids) for unit in units) - start
+        tokens: list[int] = []
+        last: list[int] = []
+        for number, unit in enumerate(units):
+            tokens += range(number * width, number * width + len(unit.ids) - start)
+            last += [len(tokens) - 1] * len(unit.rows)
+        owners = [number for number, unit in enumerate(units) for _ in unit.rows]
+        return Arrivals(tuple(units), width, self._tensor(tokens), self._tensor(last), self._tensor(owners))
+
+    def _close(self, ended: list[int], lengths: list[int]) -> list[int]:
+        """Move the last slots into those that ended, so that running answers fill the first slots again.
+
+        Returns:
+            For each slot that is now in use, which it was before.
+        """
+        gone = set(ended)
+        left = len(lengths) - len(gone)
+        holes = [slot for slot in ended if slot < left]
+        movers = [slot for slot in range(left, len(lengths)) if slot not in gone]
+        if holes:
+            self._cache.move(movers, holes, max(lengths[slot] for slot in movers))
+        moved = dict(zip(holes, movers, strict=True))
+        return [moved.get(slot, slot) for slot in range(left)]
+
+    def _prefill_beginning(self) -> None:
+        """Compute what all prompts begin with, and put it into every slot."""
+        count = len(self._beginning)
+
+        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            query, key = rotate(q, cos, sin), rotate(k, cos, sin)
+            self._cache.keys[layer][:, :, :count] = key.transpose(0, 1)
+            self._cache.values[layer][:, :, :count] = v.transpose(0, 1)
+            rows = [x.transpose(0, 1).unsqueeze(0) for x in (query, key, v)]
+            return _attend(rows[0], rows[1], rows[2], _causal(count, 0, self._device))[0].transpose(0, 1).flatten(1)
+
+        self._decoder.states(self._tensor(self._beginning), torch.arange(count, device=self._device), attention)
+
+    def _forward(self, tokens: Tensor, lengths: list[int], arrivals: Arrivals | None) -> Tensor:
+        """Logits of the next token of every running answer and of every one that starts, float32.
+
+        Args:
+            tokens: the running answers' last tokens, not yet in the cache, [running].
+            lengths: tokens of each that are in the cache.
+        """
+        running, start = len(lengths), len(self._beginning)
+        at = self._tensor(lengths)
+        ids, positions = tokens, at
+        if arrivals is not None:
+            own = [unit.ids[start:] for unit in arrivals.units]
+            ids = torch.cat([ids, self._tensor([token for part in own for token in part])])
+            places = [place for part in own for place in range(start, start + len(part))]
+            positions = torch.cat([positions, self._tensor(places)])
+        longest = max(lengths, default=0) + 1
+        later = torch.arange(longest, device=self._device) > at[:, None, None, None]
+        causal = _causal(arrivals.width, start, self._device) if arrivals else None
+        slots = torch.arange(running, device=self._device)
+
+        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            query, key = rotate(q, cos, sin), rotate(k, cos, sin)
+            parts = []
+            keys, values = self._cache.keys[layer], self._cache.values[layer]
+            if running:
+                keys[slots, :, at] = key[:running]
+                values[slots, :, at] = v[:running]
+                mixed = _attend(
+                    query[:running].unsqueeze(2), keys[:running, :, :longest], values[:running, :, :longest], later
+                )
+                parts.append(mixed.flatten(1))
+            if arrivals is not None and causal is not None:
+                parts.append(self._enter(layer, running, arrivals, query[running:], key[running:], v[running:], causal))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        states = self._decoder.states(ids, positions, attention)
+        if arrivals is not None:
+            states = torch.cat([states[:running], states[running:][arrivals.last]])
+        return self._head(states).float()
+
+    def _enter(
+        self, layer: int, running: int, arrivals: Arrivals, query: Tensor, key: Tensor, value: Tensor, causal: Tensor
+    ) -> Tensor:
+        """Attention of entering prompts; their keys and values go into the slots behind the ``running`` ones."""
+        start, count, width = len(self._beginning), len(arrivals.units), arrivals.width
+
+        def padded(x: Tensor) -> Tensor:
+            wide = x.new_zeros(count * width, *x.shape[1:]).index_copy_(0, arrivals.tokens, x)
+            return wide.view(count, width, *x.shape[1:]).transpose(1, 2)
+
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        query, key, value = padded(query), padded(key), padded(value)
+        taken = slice(running, running + len(arrivals.owners))
+        keys[taken, :, start : start + width] = key[arrivals.owners]
+        values[taken, :, start : start + width] = value[arrivals.owners]
+        if start:
+            key = torch.cat([keys[:1, :, :start].expand(count, -1, -1, -1), key], dim=2)
+            value = torch.cat([values[:1, :, :start].expand(count, -1, -1, -1), value], dim=2)
+        mixed = _attend(query, key, value, causal)
+        return mixed.transpose(1, 2).reshape(count * width, -1).index_select(0, arrivals.tokens)
+
+
+def _causal(width: int, before: int, device: torch.device) -> Tensor:
+    """True where a token must not look: [1, 1, width, before + width]."""
+    return torch.ones(1, 1, width, before + width, dtype=torch.bool, device=device).triu(before + 1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor) -> Tensor:
+    """Attention in which groups of query heads share a key head, without repeating keys.
+
+    Args:
+        query: [rows, query heads, width, head_dim].
+        key, value: [rows, key heads, length, head_dim]; may be views into a longer cache.
+        blocked: True where not to look, broadcast to [rows, query heads, width, length].
+
+    Returns:
+        [rows, query heads, width, head_dim].
+    """
+    rows, heads, width, dim = query.shape
+    shared, length = key.shape[1], key.shape[2]
+    stacked = query.reshape(rows, shared, heads // shared * width, dim)
+    # Merging the first two dimensions makes views, also of a cache with room behind: nothing is copied.
+    scores = torch.bmm(stacked.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).mul_(dim**-0.5)
+    scores.view(rows, heads, width, length).masked_fill_(blocked, float("-inf"))
+    return torch.bmm(torch.softmax(scores, -1), value.flatten(0, 1)).view(rows, heads, width, dim)
