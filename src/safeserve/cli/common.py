@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 RUNS = Path("runs")
+STARTED = time.monotonic()
+"""When the command began, near enough."""
 
 
 def print_json(value: Any) -> None:

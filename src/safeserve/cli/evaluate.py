@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from safeserve.cli.common import RUNS, command_line, next_commands, print_json, quiet_libraries
+from safeserve.cli.common import RUNS, STARTED, command_line, next_commands, print_json, quiet_libraries
 from safeserve.cli.foreign import BENCHMARK, LABEL, MAP, foreign_options
-from safeserve.cli.run import JSON, LIMIT, NAME, OUT, QUIET, REDO, SEED
+from safeserve.cli.run import DRY_RUN, JSON, LIMIT, NAME, OUT, QUIET, REDO, SEED, show_plan
 from safeserve.core.errors import UserError
 
 
@@ -35,13 +35,14 @@ def evaluate(
     redo: bool = REDO,
     limit: int | None = LIMIT,
     seed: int | None = SEED,
+    dry_run: bool = DRY_RUN,
     quiet: bool = QUIET,
     as_json: bool = JSON,
 ) -> None:
     """Measure one model on a suite: safety, over-refusal and helpfulness, with intervals."""
     if lm_eval is not None:
         others = {"--suite": suite, "--judge": judge, "--server": server, "--api-key-env": api_key_env, "--seed": seed}
-        others |= {"--max-new-tokens": max_new_tokens, "--skip-missing": skip_missing}
+        others |= {"--max-new-tokens": max_new_tokens, "--skip-missing": skip_missing, "--dry-run": dry_run}
         if given := [option for option, value in others.items() if value not in (None, False, [])]:
             raise UserError(f"--lm-eval: goes without {', '.join(given)}. Run the suite by its own command.")
         path = (out or RUNS / (name or f"lm-eval-{_stem(model)}")) / "evals" / "base" / "lm_eval.json"
@@ -66,10 +67,13 @@ def evaluate(
         raise UserError("--api-key-env: is the key of --server. Give that too.")
     recipe = parse_recipe({**tree, **({"seed": seed} if seed is not None else {})}, "safeserve eval")
     quiet_libraries()
+    folder = out or RUNS / (name or f"eval-{_stem(model)}-{suite}")
+    if dry_run:
+        show_plan(recipe, folder, as_json)
+        return
     from safeserve.pipeline.run import Run
 
-    folder = out or RUNS / (name or f"eval-{_stem(model)}-{suite}")
-    outcome = Run(recipe, folder, command=command_line(), redo=redo, quiet=quiet).execute()
+    outcome = Run(recipe, folder, command=command_line(), redo=redo, quiet=quiet, started=STARTED).execute()
     summary = outcome.summaries["base"]
     if as_json:
         print_json(summary)

@@ -46,6 +46,7 @@ def register() -> typer.Typer:
         check,
         compare,
         data,
+        doctor,
         evaluate,
         export,
         gate,
@@ -72,6 +73,7 @@ def register() -> typer.Typer:
     app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")
     app.add_typer(recipes.app, name="recipes")
+    app.command("doctor")(doctor.doctor)
     return app
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from safeserve.cli.common import command_line, next_commands, print_json, quiet_libraries, run_folder
+from safeserve.cli.common import STARTED, command_line, next_commands, print_json, quiet_libraries, run_folder
+
+if TYPE_CHECKING:
+    from safeserve.pipeline.recipe import Recipe
 
 NAME = typer.Option(None, "--name", help="Name of the run: results go to runs/NAME.")
 OUT = typer.Option(None, "--out", help="Folder of the run, instead of runs/NAME.")
@@ -15,7 +20,7 @@ REDO = typer.Option(False, "--redo", help="Discard stages whose inputs changed, 
 JSON = typer.Option(False, "--json", help="Print the result as JSON.")
 LIMIT = typer.Option(None, "--limit", min=1, help="At most this many prompts a benchmark.")
 SEED = typer.Option(None, "--seed", help="Seed of the run.")
-DRY_RUN = typer.Option(False, "--dry-run", help="Say what would run, and stop.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Say what would run, its tokens, about how long and how much memory.")
 QUIET = typer.Option(False, "--quiet", help="No progress.")
 
 
@@ -63,6 +68,15 @@ def quickstart(
     raise typer.Exit(execute("quickstart", changes, folder, redo, dry_run, quiet, as_json))
 
 
+def show_plan(recipe: Recipe, folder: Path, as_json: bool, only: Sequence[str] | None = None) -> None:
+    """Print what would run, and the command that runs it."""
+    from safeserve.pipeline.plan import plan, plan_text
+
+    todo = plan(recipe, folder, only)
+    print_json(todo) if as_json else print(plan_text(todo))
+    next_commands(command_line([argument for argument in sys.argv[1:] if argument != "--dry-run"]))
+
+
 def execute(
     recipe: str, changes: list[str], folder: Path, redo: bool, dry_run: bool, quiet: bool, as_json: bool
 ) -> int:
@@ -70,17 +84,13 @@ def execute(
     from safeserve.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, changes)
-    if dry_run:
-        from safeserve.pipeline.plan import plan, plan_text
-
-        todo = plan(loaded, folder)
-        print_json(todo) if as_json else print(plan_text(todo))
-        next_commands(command_line([argument for argument in sys.argv[1:] if argument != "--dry-run"]))
-        return 0
     quiet_libraries()
+    if dry_run:
+        show_plan(loaded, folder, as_json)
+        return 0
     from safeserve.pipeline.run import Run
 
-    outcome = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet).execute()
+    outcome = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, started=STARTED).execute()
     if as_json:
         print_json(
             {

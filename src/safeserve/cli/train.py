@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from safeserve.cli.common import command_line, next_commands, print_json, quiet_libraries, run_folder
-from safeserve.cli.run import JSON, NAME, OUT, QUIET, REDO, SEED
+from safeserve.cli.common import STARTED, command_line, next_commands, print_json, quiet_libraries, run_folder
+from safeserve.cli.run import DRY_RUN, JSON, NAME, OUT, QUIET, REDO, SEED, show_plan
 
 app = typer.Typer(
     help="Train by one method: the stages of that method in a recipe, and what they start from.", no_args_is_help=True
@@ -24,11 +24,12 @@ def sit(
     out: Path | None = OUT,
     redo: bool = REDO,
     seed: int | None = SEED,
+    dry_run: bool = DRY_RUN,
     quiet: bool = QUIET,
     as_json: bool = JSON,
 ) -> None:
     """Safety instruction tuning: supervised fine-tuning on helpful, look-alike and safety demonstrations."""
-    _train("sit", recipe, overrides, run_folder(name, out, Path(recipe).stem), redo, seed, quiet, as_json)
+    _train("sit", recipe, overrides, run_folder(name, out, Path(recipe).stem), redo, seed, dry_run, quiet, as_json)
 
 
 @app.command()
@@ -39,11 +40,12 @@ def dpo(
     out: Path | None = OUT,
     redo: bool = REDO,
     seed: int | None = SEED,
+    dry_run: bool = DRY_RUN,
     quiet: bool = QUIET,
     as_json: bool = JSON,
 ) -> None:
     """Direct preference optimisation on pairs of a preferred and a dispreferred answer."""
-    _train("dpo", recipe, overrides, run_folder(name, out, Path(recipe).stem), redo, seed, quiet, as_json)
+    _train("dpo", recipe, overrides, run_folder(name, out, Path(recipe).stem), redo, seed, dry_run, quiet, as_json)
 
 
 def _train(
@@ -53,20 +55,25 @@ def _train(
     folder: Path,
     redo: bool,
     seed: int | None,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     from safeserve.core.errors import UserError
     from safeserve.core.runs import read_json
     from safeserve.pipeline.recipe import load_recipe
-    from safeserve.pipeline.run import Run
 
     loaded = load_recipe(recipe, [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])])
     stages = [name for name, stage in loaded.train.items() if stage.method == method]
     if not stages:
         raise UserError(f"{recipe}: no stage with method: {method}. Its stages: {', '.join(loaded.train) or 'none'}.")
     quiet_libraries()
-    Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, only=stages).execute()
+    if dry_run:
+        show_plan(loaded, folder, as_json, only=stages)
+        return
+    from safeserve.pipeline.run import Run
+
+    Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, only=stages, started=STARTED).execute()
     results = {name: read_json(folder / "stages" / f"train-{name}" / "metrics.json") for name in stages}
     if as_json:
         print_json(results)

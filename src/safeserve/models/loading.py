@@ -93,7 +93,7 @@ def load(
         if quantize:
             raise UserError(f"{folder}: an adapter cannot be quantised. Merge it first: safeserve models merge.")
         return _load_adapter(str(name), folder, dtype, template, device, quiet)
-    source, revision = (str(folder), None) if folder is not None else _split_revision(str(name))
+    source, revision = (str(folder), None) if folder is not None else split_revision(str(name))
     info = read_json(folder / INFO) if folder is not None and (folder / INFO).exists() else {}
     try:
         model, tokenizer = _from_transformers(source, revision, torch_dtype, quantize)
@@ -172,14 +172,14 @@ def identity_of(name: str | Path, template: str | None = None) -> str:
     """Identity of a model's files without loading it: weights (adapter and base), revision, template."""
     folder = local_folder(str(name), quiet=True)
     if folder is None:
-        return stable_hash([*_split_revision(str(name)), template])
+        return stable_hash([*split_revision(str(name)), template])
     if (folder / "adapter_config.json").exists():
         info = read_json(folder / INFO) if (folder / INFO).exists() else {}
-        return stable_hash([weights_identity(folder), identity_of(_base_of(folder, info)), template])
+        return stable_hash([weights_identity(folder), identity_of(base_of(folder, info)), template])
     return stable_hash([weights_identity(folder), template])
 
 
-def _split_revision(name: str) -> tuple[str, str | None]:
+def split_revision(name: str) -> tuple[str, str | None]:
     if name == embedded.HUB_NAME:
         return embedded.HUB_ID, embedded.HUB_REVISION
     hub_id, _, revision = name.partition("@")
@@ -228,7 +228,7 @@ def _load_adapter(
 
     info = read_json(folder / INFO) if (folder / INFO).exists() else {}
     base = load(
-        _base_of(folder, info), dtype="float32", template=template or info.get("template"), device=device, quiet=quiet
+        base_of(folder, info), dtype="float32", template=template or info.get("template"), device=device, quiet=quiet
     )
     weights = weights_identity(folder)
     try:
@@ -251,7 +251,7 @@ def _load_adapter(
     )
 
 
-def _base_of(folder: Path, info: dict[str, Any]) -> str:
+def base_of(folder: Path, info: dict[str, Any]) -> str:
     """What an adapter rests on; a parent in the same run is named relative to the adapter's folder."""
     base = str(info.get("base") or read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     if not base:

@@ -85,6 +85,16 @@ def usable_cores() -> int:
     return max(1, min([affinity, *quotas]))
 
 
+def load() -> float:
+    """Processes that wanted a core, on average over the last minute; 0 where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def is_busy() -> bool:
+    """Whether others use so much of the cores that a measurement would be of them."""
+    return load() > usable_cores() + 0.5
+
+
 def free_memory() -> int | None:
     """Bytes that can still be taken: what the system calls available, within the control group's limit."""
     lines = _read(Path("/proc/meminfo")).splitlines()

@@ -1,15 +1,21 @@
-"""What a run would do, without doing it: stages, rows, prompts, an upper bound on generated tokens."""
+"""What a run would do, without doing it: stages with rows, prompts and tokens, about how long, and how much memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safeserve.core.errors import SafeserveError
+from safeserve.core.progress import clock
 from safeserve.core.runs import DONE
 from safeserve.data.records import Prompt
-from safeserve.evaluation.benchmarks import load_suite
-from safeserve.pipeline.recipe import OWN_PAIRS, DpoStage, Recipe, SitStage
+from safeserve.evaluation.benchmarks import Benchmark, load_suite
+from safeserve.pipeline.counts import Answers
+from safeserve.pipeline.machine import gib
+from safeserve.pipeline.outlook import Outlook
+from safeserve.pipeline.recipe import OWN_PAIRS, Recipe, SitStage
 from safeserve.pipeline.rows import Sources, own_pair_rows, public_pairs, sit_rows
 
 
@@ -25,57 +31,136 @@ def models_in_order(recipe: Recipe, only: Sequence[str] | None = None) -> list[s
     return [name for name in names if name in wanted]
 
 
-def plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Stages in order, each with what it works on and whether a finished one is there already."""
-    stages: list[dict[str, Any]] = []
-    prompts: list[tuple[int, int]] = []
-    evaluated: list[Prompt] = []
+@dataclass
+class _Planner:
+    """Collects the stages of one run.
+
+    Attributes:
+        outlook: tells tokens, time and memory; None where the model's files are not here.
+        answers: how long each model's answers are expected to be.
+    """
+
+    recipe: Recipe
+    folder: Path
+    outlook: Outlook | None
+    prompts: Mapping[Benchmark, list[Prompt]]
+    answers: dict[str, Answers] = field(default_factory=dict)
+
+    def training(self, name: str) -> dict[str, Any]:
+        """A training stage."""
+        stage = self.recipe.train[name]
+        sources = Sources(self.recipe, [prompt for rows in self.prompts.values() for prompt in rows])
+        rows: Sequence[Any]
+        if isinstance(stage, SitStage):
+            rows = sit_rows(stage, sources)
+        elif stage.pairs == OWN_PAIRS:
+            rows = [row for part in own_pair_rows(stage, sources).values() for row in part]
+        else:
+            rows = public_pairs(stage, sources)
+        found: dict[str, Any] = {}
+        if self.outlook is not None:
+            found, self.answers[name] = self.outlook.training(stage, rows, self.answers.get(stage.start, Answers()))
+        return {
+            **self._stage(f"train-{name}"),
+            "method": stage.method,
+            "start": stage.start,
+            "rows": len(rows),
+            "epochs": stage.epochs,
+            "steps": -(-len(rows) // stage.batch_size) * stage.epochs,
+            **found,
+        }
+
+    def evaluation(self, name: str) -> dict[str, Any]:
+        """An evaluation stage."""
+        options = self.recipe.evaluate
+        assert options is not None
+        most = {b: min(b.max_new_tokens, options.sampling.max_new_tokens) for b in self.prompts}
+        written = sum(len(rows) * most[b] for b, rows in self.prompts.items())
+        found = {}
+        if self.outlook is not None:
+            found = self.outlook.evaluation(options, self.prompts, most, self.answers.get(name, Answers()))
+        return {
+            **self._stage(f"eval-{name}"),
+            "prompts": sum(map(len, self.prompts.values())),
+            "max_new_tokens": written * options.sampling.n,
+            **found,
+        }
+
+    def _stage(self, stage: str) -> dict[str, Any]:
+        return {"stage": stage, "done": (self.folder / "stages" / stage / DONE).exists()}
+
+
+def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Stages in order, each with what it works on, what it would cost, and whether a finished one is there already.
+
+    Args:
+        only: train only these stages (and what they start from), and evaluate nothing.
+    """
+    prompts: dict[Benchmark, list[Prompt]] = {}
     if recipe.evaluate:
         options = recipe.evaluate
-        loaded = load_suite(options.suite, recipe.data.root, options.limit, options.skip_missing)
-        for benchmark, rows in loaded.prompts.items():
-            evaluated += rows
-            prompts.append((len(rows), min(benchmark.max_new_tokens, options.sampling.max_new_tokens)))
-    for name in ("base", *recipe.train):
+        prompts = load_suite(options.suite, recipe.data.root, options.limit, options.skip_missing).prompts
+    outlook, reason = _outlook(recipe)
+    planner = _Planner(recipe, folder, outlook, prompts)
+    stages = []
+    for name in models_in_order(recipe, only):
         if name in recipe.train:
-            stages.append(_describe(name, recipe.train[name], Sources(recipe, evaluated), folder))
-        if recipe.evaluate and name in recipe.evaluate.models:
-            stages.append(
-                {
-                    "stage": f"eval-{name}",
-                    "prompts": sum(count for count, _ in prompts),
-                    "max_new_tokens": sum(count * tokens for count, tokens in prompts) * recipe.evaluate.sampling.n,
-                    "done": (folder / "stages" / f"eval-{name}" / DONE).exists(),
-                }
-            )
-    return {"run": str(folder), "model": recipe.model, "stages": stages}
-
-
-def _describe(name: str, stage: SitStage | DpoStage, sources: Sources, folder: Path) -> dict[str, Any]:
-    if isinstance(stage, SitStage):
-        rows = len(sit_rows(stage, sources))
-    elif stage.pairs == OWN_PAIRS:
-        rows = sum(map(len, own_pair_rows(stage, sources).values()))
-    else:
-        rows = len(public_pairs(stage, sources))
+            stages.append(planner.training(name))
+        if recipe.evaluate and only is None and name in recipe.evaluate.models:
+            stages.append(planner.evaluation(name))
+    todo: dict[str, Any] = {"run": str(folder), "model": recipe.model, "stages": stages}
+    if outlook is None:
+        return {**todo, "not_predicted": reason}
+    ahead = [stage for stage in stages if not stage["done"]]
     return {
-        "stage": f"train-{name}",
-        "method": stage.method,
-        "start": stage.start,
-        "rows": rows,
-        "epochs": stage.epochs,
-        "steps": -(-rows // stage.batch_size) * stage.epochs,
-        "done": (folder / "stages" / f"train-{name}" / DONE).exists(),
+        **todo,
+        "seconds": round(sum(stage["seconds"] for stage in ahead) + outlook.start_seconds) if ahead else 0,
+        "peak_memory_bytes": max((stage["peak_memory_bytes"] for stage in ahead), default=0),
+        "free_memory_bytes": outlook.free_bytes(),
+        "machine": outlook.described(),
+        "assumptions": outlook.assumptions(),
+        "not_counted": sorted(outlook.not_counted),
     }
+
+
+def _outlook(recipe: Recipe) -> tuple[Outlook | None, str | None]:
+    """What predicts, or why nothing can."""
+    if recipe.server is not None:
+        return None, "the server renders and decodes, so its tokens and time are not known here"
+    try:
+        return Outlook.of(recipe), None
+    except SafeserveError as error:
+        return None, str(error).splitlines()[0].rstrip(".")
 
 
 def plan_text(todo: dict[str, Any]) -> str:
     """The plan for a person."""
     lines = [f"run {todo['run']} with {todo['model']}"]
     for stage in todo["stages"]:
-        if "rows" in stage:
-            what = f"{stage['method']} from {stage['start']}: {stage['rows']} rows, {stage['steps']} steps"
-        else:
-            what = f"{stage['prompts']} prompts, at most {stage['max_new_tokens']:,} new tokens"
-        lines.append(f"  {stage['stage']:20} {what}{'  (done before)' if stage['done'] else ''}")
+        lines.append(f"  {stage['stage']:20} {_work(stage)}{'  (done before)' if stage['done'] else ''}")
+        if "tokens" in stage and not stage["done"]:
+            tokens = ", ".join(f"{count:,} {kind}" for kind, count in stage["tokens"].items())
+            cost = f"about {clock(stage['seconds'])}, {gib(stage['peak_memory_bytes']):.1f} GiB"
+            lines.append(f"  {'':20} tokens: {tokens}; {cost}")
+    if "not_predicted" in todo:
+        return "\n".join([*lines, f"Tokens, time and memory are not predicted: {todo['not_predicted']}."])
+    machine, free = todo["machine"], todo["free_memory_bytes"]
+    room = f" of {gib(free):.1f} GiB free" if free is not None else ""
+    lines.append(f"  {'all':20} about {clock(todo['seconds'])}, {gib(todo['peak_memory_bytes']):.1f} GiB{room}")
+    if free is not None and todo["peak_memory_bytes"] > free:
+        lines.append("Too little memory: lower token_budget, close other programs, or take a smaller model.")
+    gemm = machine["gemm_flops"] / 1e9
+    lines.append(
+        f"In {machine['dtype']} on {machine['name']}, {gemm:,.0f} GFLOP/s measured in matrix products. Assumed:"
+    )
+    lines += [f"  {assumption}" for assumption in todo["assumptions"]]
+    if todo["not_counted"]:
+        lines.append(f"Not counted: {', '.join(todo['not_counted'])}.")
     return "\n".join(lines)
+
+
+def _work(stage: Mapping[str, Any]) -> str:
+    if "rows" not in stage:
+        return f"{stage['prompts']} prompts, at most {stage['max_new_tokens']:,} new tokens"
+    long = f" ({stage['too_long']} too long)" if stage.get("too_long") else ""
+    return f"{stage['method']} from {stage['start']}: {stage['rows']} rows{long}, {stage['steps']} steps"

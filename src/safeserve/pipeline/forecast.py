@@ -1,0 +1,293 @@
+"""Time and memory of work that has not been done: operations by a model's sizes, over what this machine reaches.
+
+A part's seconds are its floating-point operations over (the measured rate of large matrix products × the share of it
+that this kind of work reaches). Memory is what must be held at once, summed. Both are told within about a factor 1.5.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeserve.core.errors import UserError
+from safeserve.core.runs import read_json
+from safeserve.pipeline.probe import Rates
+from safeserve.training.options import TrainOptions
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Share of the matrix-product rate that each kind of work reaches, and what a decoding step costs beside it.
+
+    ``python tools/forecast_check.py RUN`` prints what a finished run implies for these.
+    """
+
+    train: float
+    reference: float
+    prefill: float
+    decode: float
+    guard: float
+    step_seconds: float
+    """A decoding step's cost that does not depend on its rows: calls, choosing tokens."""
+
+
+SHARES = {
+    "cpu": Shares(train=0.55, reference=0.65, prefill=0.6, decode=0.35, guard=0.6, step_seconds=0.002),
+    "cuda": Shares(train=0.35, reference=0.4, prefill=0.4, decode=0.3, guard=0.3, step_seconds=0.01),
+}
+"""By device. From runs of ``quickstart`` on two cores (float32) and on one GPU (bfloat16)."""
+
+SLOTS = 96
+"""Answers that are decoded at once."""
+LOAD_SECONDS = 1.0
+"""Putting any model into memory, or saving one, beside the bytes it has."""
+DISK_BYTES_PER_SECOND = 1e9
+"""Rate of reading weights that are in the file cache, and of converting them."""
+START_SECONDS = 8.0
+"""Importing torch and transformers, reading data, and at the end comparing and writing the page."""
+RUNTIME_BYTES = 0.6e9
+"""Resident memory of Python with torch and transformers before any model is loaded (on a GPU it is not counted)."""
+KEPT_HIDDEN, KEPT_INNER = 7, 4
+"""Float32 values that a layer keeps a token for the backward pass, in widths of the model and of its MLP: measured by
+summing the tensors saved by autograd, SmolLM2-135M with adapters, 1.21 MB a token."""
+HEAD_BLOCKS = 3 * (64 << 20)
+"""The head's block of logits in training, with its gradient and a copy in float32."""
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
+"""Tokens in a micro-batch where the recipe does not say."""
+GUARD_BATCH = 6144
+"""Tokens that the guard reads at once."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the cost of a model depends on.
+
+    Attributes:
+        body: weights in matrices that every token passes, without embedding and head.
+        sides: summed rows + columns of those matrices; an adapter of rank r has r times as many weights.
+        head: weights of the output head (the embedding where they are one).
+        weights: all weights.
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    query_width: int
+    key_width: int
+    vocabulary: int
+    body: int
+    sides: int
+    head: int
+    weights: int
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelSize:
+        """Sizes of a model in a folder, from its config and the headers of its safetensors; no weight is read.
+
+        Raises:
+            UserError: not a model whose sizes can be told (no safetensors, an unusual config).
+        """
+        config = read_json(folder / "config.json")
+        config = config.get("text_config", config)
+        shapes = [shape for path in sorted(folder.glob("*.safetensors")) for shape in tensor_shapes(path).values()]
+        try:
+            layers = _first(config, "num_hidden_layers", "n_layer")
+            hidden = _first(config, "hidden_size", "n_embd")
+            heads = _first(config, "num_attention_heads", "n_head")
+            vocabulary = int(config["vocab_size"])
+        except KeyError as error:
+            raise UserError(f"{folder / 'config.json'}: has no {error}, so the model's size is not known.") from None
+        if not shapes:
+            raise UserError(f"{folder}: no *.safetensors, so the model's size is not known.")
+        wide = head_dim = int(config.get("head_dim") or hidden // heads)
+        tables = [shape for shape in shapes if len(shape) == 2 and shape[0] >= vocabulary and shape[1] == hidden]
+        matrices = [shape for shape in shapes if len(shape) == 2 and shape not in tables]
+        return cls(
+            layers=layers,
+            hidden=hidden,
+            inner=int(config.get("intermediate_size") or 4 * hidden),
+            query_width=heads * head_dim,
+            key_width=int(config.get("num_key_value_heads") or heads) * wide,
+            vocabulary=vocabulary,
+            body=sum(rows * columns for rows, columns in matrices),
+            sides=sum(rows + columns for rows, columns in matrices),
+            head=vocabulary * hidden,
+            weights=sum(_product(shape) for shape in shapes),
+        )
+
+    def forward(self, tokens: float, context: float) -> float:
+        """FLOP of the body for ``tokens`` that each attend to ``context`` others on average."""
+        return tokens * (2 * self.body + 4 * self.layers * self.query_width * context)
+
+    def through_head(self, tokens: float) -> float:
+        """FLOP of the output head."""
+        return 2.0 * self.head * tokens
+
+    def adapter(self, options: TrainOptions) -> float:
+        """Weights of the adapter that ``options`` ask for; a list of layers is taken as all of them."""
+        return 0.0 if options.full else float(options.lora_rank * self.sides)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a safetensors file, from its header."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (struct.error, ValueError, OSError):
+        raise UserError(f"{path}: not a readable safetensors file.") from None
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the work will run, and what that reaches."""
+
+    device: str
+    dtype: str
+    rates: Rates
+
+    @property
+    def shares(self) -> Shares:
+        """What each kind of work reaches there."""
+        return SHARES["cuda" if self.device.startswith("cuda") else "cpu"]
+
+    def seconds(self, flop: float, kind: str) -> float:
+        """Of ``flop`` operations of one kind of work, an attribute of :class:`Shares`."""
+        return flop / (self.rates.gemm * float(getattr(self.shares, kind)))
+
+    def runtime_bytes(self) -> float:
+        """What is taken before any model."""
+        return RUNTIME_BYTES if self.device == "cpu" else 0.0
+
+    def load_seconds(self, size: ModelSize) -> float:
+        """Putting a model into memory, or saving it."""
+        return LOAD_SECONDS + 4 * size.weights / DISK_BYTES_PER_SECOND
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """Tokens of one pass over a stage's rows.
+
+    Attributes:
+        items: rows, or pairs.
+        tokens: that go through the model; a prompt that two answers share counts once.
+        responses: of them those with a loss.
+        context: tokens that a token attends to, on average.
+        longest: tokens of the longest item.
+    """
+
+    items: int
+    tokens: float
+    responses: float
+    context: float
+    longest: int
+
+
+def training_seconds(size: ModelSize, machine: Machine, work: TrainingWork, options: TrainOptions) -> float:
+    """All epochs of optimiser steps.
+
+    An adapter costs one pass forward and one back to the inputs, and six operations a weight of its own; full
+    training a third pass, for the gradients of the weights. The frozen head makes logits and gradient at once.
+    """
+    passes = (3 if options.full else 2) + (1 if options.gradient_checkpointing else 0)
+    head = (4 if options.full else 2) * size.through_head(work.responses)
+    flop = passes * size.forward(work.tokens, work.context) + 6 * size.adapter(options) * work.tokens + head
+    return options.epochs * machine.seconds(flop, "train")
+
+
+def reference_seconds(size: ModelSize, machine: Machine, work: TrainingWork) -> float:
+    """One pass without gradient."""
+    flop = size.forward(work.tokens, work.context) + size.through_head(work.responses)
+    return machine.seconds(flop, "reference")
+
+
+def training_bytes(size: ModelSize, machine: Machine, work: TrainingWork, options: TrainOptions) -> float:
+    """Most memory in training, and in saving, which loads the model once more in float32.
+
+    Weights with gradient and the two moments of AdamW take 16 bytes each.
+    """
+    weights = size.weights * (4 if options.full else BYTES[machine.dtype])
+    states = (12 * size.weights) if options.full else 16 * size.adapter(options)
+    budget = options.token_budget or TOKEN_BUDGET["cuda" if machine.device.startswith("cuda") else "cpu"]
+    batch = max(min(budget, options.batch_size * work.tokens / max(1, work.items)), work.longest)
+    kept = (
+        4
+        * (KEPT_HIDDEN * size.hidden + KEPT_INNER * size.inner)
+        * (2 if options.gradient_checkpointing else size.layers)
+    )
+    return machine.runtime_bytes() + weights + max(states + batch * kept + HEAD_BLOCKS, 4 * size.weights)
+
+
+@dataclass(frozen=True)
+class GenerationWork:
+    """Answers to make.
+
+    Attributes:
+        prompts: tokens of the prompts, each counted once however many answers it gets.
+        written: tokens of the answers.
+        longest_prompt: in tokens.
+        longest_answer: that is allowed, in tokens.
+        rows: answers.
+        likelihood: tokens of given continuations with their contexts, read instead of written.
+    """
+
+    prompts: float
+    written: float
+    longest_prompt: int
+    longest_answer: int
+    rows: int
+    likelihood: float = 0.0
+
+
+def generation_seconds(size: ModelSize, machine: Machine, work: GenerationWork) -> float:
+    """Reading the prompts, then writing: bound by arithmetic, or by reading all weights in every step."""
+    context = work.longest_prompt / 2
+    read = size.forward(work.prompts + work.likelihood, context) + size.through_head(work.likelihood)
+    slots = min(SLOTS, max(1, work.rows))
+    steps = work.written / slots
+    flop = size.forward(work.written, work.longest_prompt + work.longest_answer / 2) + size.through_head(work.written)
+    moved = steps * BYTES[machine.dtype] * (size.body + size.head) / machine.rates.bandwidth
+    writing = max(machine.seconds(flop, "decode"), moved)
+    return machine.seconds(read, "prefill") + writing + steps * machine.shares.step_seconds
+
+
+def generation_bytes(size: ModelSize, machine: Machine, work: GenerationWork) -> float:
+    """Weights, the cache of keys and values, logits of a step with three copies, and the activations of a prefill."""
+    width = BYTES[machine.dtype]
+    slots = min(SLOTS, max(1, work.rows))
+    cache = slots * (work.longest_prompt + work.longest_answer) * 2 * size.layers * size.key_width * width
+    logits = 4 * slots * size.vocabulary * 4
+    layer = slots * work.longest_prompt * (6 * size.hidden + 3 * size.inner) * width
+    return machine.runtime_bytes() + width * size.weights + cache + logits + layer
+
+
+def guard_seconds(size: ModelSize, machine: Machine, tokens: float, depth: int) -> float:
+    """The guard's layers over ``tokens``, on the embedded model's sizes."""
+    return machine.seconds(size.forward(tokens, 64) * depth / size.layers, "guard")
+
+
+def guard_bytes(size: ModelSize, machine: Machine) -> float:
+    """The guard beside the model that it judges."""
+    width = BYTES[machine.dtype]
+    return width * size.weights + GUARD_BATCH * (8 * size.hidden + 4 * size.inner) * width
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    raise KeyError(names[0])
+
+
+def _product(shape: Sequence[int]) -> int:
+    result = 1
+    for side in shape:
+        result *= side
+    return result

@@ -1,0 +1,245 @@
+"""Tokens, time and memory of a recipe's stages before they run: counts of tokens and the forecast put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from safeserve.data.records import Prompt
+from safeserve.evaluation.benchmarks import Benchmark
+from safeserve.evaluation.evaluate import meant_for
+from safeserve.generation.engine import Sampling
+from safeserve.judging.guard import Guard, described
+from safeserve.judging.registry import family, make_judge
+from safeserve.models import embedded
+from safeserve.models.chat import ChatFormat
+from safeserve.models.loading import bf16_is_fast, default_device, resolve_dtype
+from safeserve.pipeline import forecast
+from safeserve.pipeline.counts import (
+    UNTRAINED,
+    Answers,
+    PromptCounts,
+    RowCounts,
+    chat_format,
+    count_choices,
+    count_demonstrations,
+    count_own_pairs,
+    count_pairs,
+    count_prompts,
+    files_of,
+)
+from safeserve.pipeline.forecast import GenerationWork, Machine, ModelSize
+from safeserve.pipeline.machine import cpu_model, free_memory
+from safeserve.pipeline.probe import rates_of
+from safeserve.pipeline.recipe import OWN_PAIRS, EvaluateOptions, Recipe, SitStage, TrainStage
+
+RULES = frozenset({"refusal", "short_answer", "exact_match", "ifeval", "bleu", "rouge_l"})
+"""Families of judges that cost next to nothing."""
+ROUNDS = 2.7
+"""How often a harmful prompt is sampled for ``starter/pairs``, on average, until the model complies: in ``quickstart``
+45 of 101 were dropped after four times."""
+FRAME = 32
+"""Tokens that the guard reads around a prompt and an answer."""
+
+
+@dataclass
+class Outlook:
+    """Predicts the stages of one recipe.
+
+    Attributes:
+        guard_size: of the embedded model, on which the guard rests; None where that is not in the cache.
+        not_counted: what costs time and is not predicted.
+    """
+
+    recipe: Recipe
+    size: ModelSize
+    chat: ChatFormat
+    machine: Machine
+    guard_machine: Machine
+    guard_size: ModelSize | None
+    not_counted: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Outlook:
+        """Reads the model's config, tokenizer and headers; measures the machine unless that was done before.
+
+        Raises:
+            UserError: the model's files are not all here.
+        """
+        folder, template = files_of(recipe.model)
+        size, chat = ModelSize.of(folder), chat_format(folder, recipe.template or template)
+        device = default_device()
+        dtype = resolve_dtype(recipe.dtype, device)
+        machine = Machine(device, dtype, rates_of(device, dtype))
+        guard_dtype = "bfloat16" if bf16_is_fast(device) else "float32"
+        guard_machine = machine if guard_dtype == dtype else Machine(device, guard_dtype, rates_of(device, guard_dtype))
+        there = embedded.is_sound(embedded.model_folder())
+        guard_size = ModelSize.of(embedded.model_folder()) if there else None
+        return cls(recipe, size, chat, machine, guard_machine, guard_size)
+
+    @property
+    def start_seconds(self) -> float:
+        """Of what is no stage."""
+        return forecast.START_SECONDS
+
+    def evaluation(
+        self,
+        options: EvaluateOptions,
+        prompts: Mapping[Benchmark, Sequence[Prompt]],
+        most: Mapping[Benchmark, int],
+        answers: Answers,
+    ) -> dict[str, Any]:
+        """Generating and judging.
+
+        Args:
+            most: longest answer of each benchmark, in tokens.
+        """
+        generate = load = judge = peak = 0.0
+        tokens = {"read": 0.0, "written": 0.0, "judged": 0.0}
+        load += self.machine.load_seconds(self.size)
+        for benchmark, rows in prompts.items():
+            counts = count_prompts(self.chat, rows, self._guard_reads())
+            samples = 1 if benchmark.by_likelihood else options.sampling.n
+            written = 0.0 if benchmark.by_likelihood else counts.rows * samples * answers.expected(most[benchmark])
+            work = GenerationWork(
+                prompts=0.0 if benchmark.by_likelihood else counts.total,
+                written=written,
+                longest_prompt=counts.longest,
+                longest_answer=most[benchmark],
+                rows=counts.rows * samples,
+                likelihood=count_choices(self.chat, rows) if benchmark.by_likelihood else 0.0,
+            )
+            generate += forecast.generation_seconds(self.size, self.machine, work)
+            peak = max(peak, forecast.generation_bytes(self.size, self.machine, work))
+            judged = self._judged(options.judges, benchmark, counts, answers.expected(most[benchmark]), samples)
+            tokens["read"] += work.prompts + work.likelihood
+            tokens["written"] += written
+            tokens["judged"] += judged
+        parts = {"load": load, "generate": generate}
+        if tokens["judged"] and self.guard_size is not None:
+            depth = described(Guard().file).depth
+            judge = forecast.guard_seconds(self.guard_size, self.guard_machine, tokens["judged"], depth)
+            parts["judge"] = judge + self.guard_machine.load_seconds(self.guard_size)
+            beside = self.machine.runtime_bytes() + forecast.BYTES[self.machine.dtype] * self.size.weights
+            peak = max(peak, beside + forecast.guard_bytes(self.guard_size, self.guard_machine))
+        return _told(tokens, parts, peak)
+
+    def training(self, stage: TrainStage, rows: Sequence[Any], start: Answers) -> tuple[dict[str, Any], Answers]:
+        """Training with what it needs before, and how long answers of the trained model are expected to be.
+
+        Args:
+            rows: demonstrations, or pairs, or the demonstrations behind pairs that are still to be sampled.
+            start: how long the start model's answers are expected to be.
+        """
+        size, machine = self.size, self.machine
+        parts = {"load": machine.load_seconds(size)}
+        tokens: dict[str, float] = {}
+        peak = 0.0
+        sampled = not isinstance(stage, SitStage) and stage.pairs == OWN_PAIRS
+        if isinstance(stage, SitStage):
+            counts = count_demonstrations(self.chat, rows, stage.max_length)
+        elif sampled:
+            counts = count_own_pairs(self.chat, rows, stage.max_length, start.expected(stage.sample_tokens))
+        else:
+            counts = count_pairs(self.chat, rows, stage.max_length)
+        if sampled:
+            assert not isinstance(stage, SitStage)
+            sampling = Sampling(max_new_tokens=stage.sample_tokens, temperature=stage.sample_temperature)
+            work = self._sampling(counts, sum(row.kind == "safety" for row in rows), sampling, start)
+            parts["sample"] = forecast.generation_seconds(size, machine, work)
+            tokens["sampled"] = work.written
+            peak = forecast.generation_bytes(size, machine, work)
+        tokens["trained on"] = stage.epochs * counts.work.tokens
+        if isinstance(stage, SitStage):
+            parts["save"] = machine.load_seconds(size)
+        else:
+            parts["reference"] = forecast.reference_seconds(size, machine, counts.work) + machine.load_seconds(size)
+        parts["train"] = forecast.training_seconds(size, machine, counts.work, stage)
+        peak = max(peak, forecast.training_bytes(size, machine, counts.work, stage))
+        told = _told(tokens, parts, peak)
+        return {**told, **({"too_long": counts.too_long} if counts.too_long else {})}, Answers(counts.lengths or None)
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be taken where the model will be."""
+        if self.machine.device == "cpu":
+            return free_memory()
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def described(self) -> dict[str, Any]:
+        """Where the work would run."""
+        import torch
+
+        gpu = self.machine.device.startswith("cuda")
+        threads = torch.get_num_threads()
+        name = torch.cuda.get_device_name(0) if gpu else f"{threads} thread{'s' * (threads != 1)} of {cpu_model()}"
+        return {
+            "name": name,
+            "device": self.machine.device,
+            "dtype": self.machine.dtype,
+            "gemm_flops": self.machine.rates.gemm,
+            "bandwidth_bytes": self.machine.rates.bandwidth,
+        }
+
+    def assumptions(self) -> list[str]:
+        """What the prediction rests on beside counted tokens."""
+        shares, said = self.machine.shares, []
+        if self.recipe.evaluate:
+            said.append(f"a model that is not trained here writes {UNTRAINED:.0%} of the longest allowed answer;")
+            if self.recipe.train:
+                said.append("a trained one writes answers as long as those that it learned;")
+        if any(not isinstance(stage, SitStage) and stage.pairs == OWN_PAIRS for stage in self.recipe.train.values()):
+            said.append(f"a harmful prompt is sampled {ROUNDS} times until the model complies;")
+        reached = f"training reaches {shares.train:.0%} of that rate, decoding {shares.decode:.0%}"
+        return [*said, f"{reached}, reading {shares.prefill:.0%}."]
+
+    def _guard_reads(self) -> int:
+        """Tokens of a prompt that the guard reads."""
+        return described(Guard().file).prompt_tokens
+
+    def _judged(
+        self, judges: Sequence[str], benchmark: Benchmark, counts: PromptCounts, answer: float, samples: int
+    ) -> float:
+        """Tokens that the built-in guard reads; other judges that cost time are noted."""
+        total = 0.0
+        for spec in judges:
+            judge = make_judge(spec)
+            if not meant_for(spec, judge, benchmark):
+                continue
+            reader = getattr(judge, "guard", judge)  # modes asks a guard about harmful prompts only
+            if not isinstance(reader, Guard):
+                if family(reader.name) not in RULES:
+                    self.not_counted.add(f"judge {spec}")
+                continue
+            if self.guard_size is None:
+                self.not_counted.add(f"judge {spec} (the embedded model is not in the cache)")
+                continue
+            whole = reader is judge
+            rows, texts = (counts.rows, counts.texts) if whole else (counts.harmful_rows, counts.harmful_texts)
+            windows = max(1.0, answer / described(reader.file).window_tokens)
+            total += samples * (windows * (texts + FRAME * rows) + rows * answer)
+        return total
+
+    def _sampling(self, counts: RowCounts, harmful: int, sampling: Sampling, start: Answers) -> GenerationWork:
+        """The answers that are sampled to make pairs: to harmful prompts again until the model complies."""
+        work = counts.work
+        answers = work.items + (ROUNDS - 1) * harmful
+        prompt = (work.tokens - work.responses) / max(1, work.items)
+        return GenerationWork(
+            prompts=prompt * answers,
+            written=answers * start.expected(sampling.max_new_tokens),
+            longest_prompt=work.longest,
+            longest_answer=sampling.max_new_tokens,
+            rows=round(answers),
+        )
+
+
+def _told(tokens: Mapping[str, float], parts: Mapping[str, float], peak: float) -> dict[str, Any]:
+    return {
+        "tokens": {kind: round(count) for kind, count in tokens.items() if count},
+        "seconds": round(sum(parts.values()), 1),
+        "peak_memory_bytes": round(peak),
+        "parts": {part: round(seconds, 2) for part, seconds in parts.items()},
+    }
