@@ -168,11 +168,14 @@ class _FrozenHead(torch.autograd.Function):
             part, target = hidden[at : at + size].to(weight.dtype), targets[at : at + size]
             logits = torch.mm(part, weight.t(), out=block[: len(part)])
             logits = (logits if bias is None else logits.add_(bias)).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            logps[at : at + size] = (logits.gather(-1, target.unsqueeze(-1)) - normaliser).squeeze(-1)
+            reached = logits.gather(-1, target.unsqueeze(-1))
+            # logsumexp written out, in place: its own copy of the logits would cost as much again.
+            highest = logits.amax(-1, keepdim=True)
+            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+            logps[at : at + size] = (reached - highest - total.log()).squeeze(-1)
             if slopes is not None:
-                expected = logits.sub_(normaliser).exp_().to(weight.dtype) @ weight
-                slopes[at : at + size] = weight[target] - expected
+                expected = logits.to(weight.dtype) @ weight
+                slopes[at : at + size] = weight[target] - expected.div_(total)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps
