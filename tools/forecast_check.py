@@ -2,10 +2,10 @@
 
     python tools/forecast_check.py runs/quickstart
 
-Run it on the machine and with the threads of the run, when nothing else works there: the prediction rests on the rate of
-matrix products, which is measured now unless it is kept. The column "tokens" is actual over predicted; "share" is what
-forecast.SHARES holds for this kind of work, and "implied" what it should hold for this run's tokens to take the seconds
-that they took. Parts without a share are constants (LOAD_SECONDS, START_SECONDS).
+Run it on the machine and with the threads of the run, when nothing else works there: the prediction rests on the rate
+of matrix products, which is measured now unless it is kept. The column "tokens" is actual over predicted; "share" is
+what forecast.SHARES holds for this kind of work, and "implied" what it should hold for this run's tokens to take the
+seconds that they took. Parts without a share are constants (LOAD_SECONDS, START_SECONDS).
 """
 
 from __future__ import annotations

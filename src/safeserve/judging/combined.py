@@ -103,11 +103,6 @@ class ModesJudge:
         self.identity = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
     @property
-    def guard(self) -> Judge:
-        """Reads the answers to harmful prompts."""
-        return self._guard
-
-    @property
     def threshold(self) -> float:
         """P(unsafe) from which the guard says unsafe."""
         return float(getattr(self._guard, "threshold", VERDICT_THRESHOLD))

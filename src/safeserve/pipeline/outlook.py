@@ -208,7 +208,7 @@ class Outlook:
             judge = make_judge(spec)
             if not meant_for(spec, judge, benchmark):
                 continue
-            reader = getattr(judge, "guard", judge)  # modes asks a guard about harmful prompts only
+            reader = getattr(judge, "_guard", judge)  # modes asks a guard about harmful prompts only
             if not isinstance(reader, Guard):
                 if family(reader.name) not in RULES:
                     self.not_counted.add(f"judge {spec}")
