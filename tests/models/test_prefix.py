@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safeserve.models import prefix
 from safeserve.models.kernels import rotate
-from safeserve.models.prefix import Layout, SharedRow, attend, lay_out
+from safeserve.models.prefix import Layout, SharedRow, Span, attend, lay_out
 
 EXAMPLE = [SharedRow((10, 11, 12), ((20, 21, 22), (30,), (40, 41))), SharedRow((50,), ((60, 61),))]
 SHAPES = {
@@ -57,6 +57,14 @@ def test_layout_by_hand() -> None:
     ]
     assert (~layout.blocked[1, :2]).int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
     assert (~layout.blocked[1]).any(1).all(), "a query that sees nothing has no softmax"
+
+
+def test_spans_are_prompts_with_their_first_answer_then_each_other_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = [Span(0, 5, 0, 0), Span(5, 1, 0, 3), Span(6, 2, 6, 0)]  # the one-token answer is no input
+    assert lay_out(EXAMPLE, "cpu").spans == tuple(spans)
+    monkeypatch.setattr(prefix, "SPAN", 2)
+    parts = [Span(0, 1, 0, 0), Span(1, 2, 0, 1), Span(3, 2, 0, 3)]
+    assert lay_out(EXAMPLE, "cpu").spans == (*parts, *spans[1:])
 
 
 def test_slots_skip_the_padding_of_rows_before() -> None:
@@ -150,10 +158,14 @@ answers = st.lists(st.integers(1, 6), min_size=1, max_size=4)
     st.lists(st.tuples(st.integers(1, 6), answers), min_size=1, max_size=4),
     st.sampled_from([(1, 1), (4, 2)]),
     st.sampled_from([1, 256]),
+    st.sampled_from([1, 3, 192]),
 )
-def test_attention_for_rows_of_any_shape(shape: list[tuple[int, list[int]]], heads: tuple[int, int], kept: int) -> None:
+def test_attention_for_rows_of_any_shape(
+    shape: list[tuple[int, list[int]]], heads: tuple[int, int], kept: int, span: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix, "KEPT_WIDTH", kept)
+        patch.setattr(prefix, "SPAN", span)
         assert_attends_alike(shape, *heads)
 
 
@@ -179,10 +191,10 @@ def test_layout_of_rows_of_any_shape(shape: list[tuple[int, list[int]]]) -> None
 
 @pytest.mark.usefixtures("kept_width")
 def test_what_is_kept_for_the_backward_pass(kept_width: int) -> None:
-    """Weights [rows · key heads, group · width, width] are saved only up to KEPT_WIDTH tokens a row."""
+    """Weights [key heads, own · group, keys] of a span are saved only up to KEPT_WIDTH keys."""
     layout = lay_out(rows_of([(5, (6, 6))]), "cpu")
     q, k, v, cos, sin = inputs(layout, 4, 2)
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
         attend(q.requires_grad_(), k, v, cos, sin, layout)
-    assert ((2, 2 * 15, 15) in saved) == (kept_width > 15)
+    assert ((2, 2 * 10, 10) in saved) == ((2, 2 * 5, 10) in saved) == (kept_width > 10)

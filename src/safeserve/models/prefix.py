@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from safeserve.models.kernels import rotate
 
 KEPT_WIDTH = 256
 """Up to this many tokens a row the attention weights are kept for the backward pass; beyond, computed again."""
+
+SPAN = 192
+"""Longest part in which a causal row is taken: what a part's later tokens would see of nothing is not computed."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,31 @@ class SharedRow:
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Consecutive flat tokens, and the ones before them that they see: all of a prefix, and themselves causally.
+
+    Attributes:
+        start, own: the first of them, and how many they are.
+        prefix, before: the first token of the prefix, and its length (may be 0).
+    """
+
+    start: int
+    own: int
+    prefix: int
+    before: int
+
+    @property
+    def keys(self) -> int:
+        """Tokens that are seen."""
+        return self.before + self.own
+
+    @property
+    def follows(self) -> bool:
+        """True where the tokens follow right after the prefix."""
+        return self.prefix + self.before == self.start
+
+
 @dataclass
 class Layout:
     """Shared rows as flat tensors.
@@ -46,6 +75,7 @@ class Layout:
         answers: how many answers there are.
         slots: where each flat token lies in the padded [rows · width], [tokens]; None when all rows are equally long.
         segments: 0 in a prompt, then the number of the answer from 1, -1 on padding, [rows, width].
+        spans: each prompt with its first answer, and each further answer, as the attention on a CPU takes them.
         block_mask: FlexAttention's form of the mask, kept by its user.
     """
 
@@ -59,8 +89,10 @@ class Layout:
     width: int
     slots: Tensor | None
     segments: Tensor
+    spans: tuple[Span, ...]
     block_mask: Any = field(default=None, repr=False)
     _blocked: Tensor | None = field(default=None, repr=False)
+    _causal: dict[Span, Tensor] = field(default_factory=dict, repr=False)
 
     def pad(self, x: Tensor) -> Tensor:
         """[tokens, ...] to [rows, width, ...]; padding is zero."""
@@ -90,6 +122,13 @@ class Layout:
             self._blocked = blocked
         return self._blocked
 
+    def causal(self, span: Span, group: int, dtype: torch.dtype) -> Tensor:
+        """0 where a query of ``span`` sees a key, else -inf, [own · group, keys]: one for all heads and layers."""
+        if (found := self._causal.get(span)) is None:
+            hidden = torch.full((span.own, span.keys), float("-inf"), dtype=dtype).triu_(span.before + 1)
+            found = self._causal[span] = hidden.repeat_interleave(group, 0)
+        return found
+
 
 def lay_out(rows: Sequence[SharedRow], device: torch.device | str) -> Layout:
     """Flatten ``rows``; see :class:`Layout`."""
@@ -101,6 +140,7 @@ def lay_out(rows: Sequence[SharedRow], device: torch.device | str) -> Layout:
     targets: list[int] = []
     owners: list[int] = []
     slots: list[int] = []
+    spans: list[Span] = []
     answers = 0
     for number, row in enumerate(rows):
         start, border = len(ids), len(row.prompt)
@@ -108,11 +148,13 @@ def lay_out(rows: Sequence[SharedRow], device: torch.device | str) -> Layout:
         positions += range(border)
         segments[number, :border] = 0
         for index, answer in enumerate(row.answers):
-            at = len(ids)
-            segments[number, at - start : at - start + len(answer) - 1] = index + 1
+            at, own = len(ids), len(answer) - 1
+            # The first answer follows the prompt, so both are one causal row.
+            spans += [Span(at, own, start, border)] if index else _causal_spans(start, border + own)
+            segments[number, at - start : at - start + own] = index + 1
             ids += answer[:-1]
-            positions += range(border, border + len(answer) - 1)
-            predictors += (start + border - 1, *range(at, at + len(answer) - 1))
+            positions += range(border, border + own)
+            predictors += (start + border - 1, *range(at, at + own))
             targets += answer
             owners += [answers] * len(answer)
             answers += 1
@@ -133,7 +175,15 @@ def lay_out(rows: Sequence[SharedRow], device: torch.device | str) -> Layout:
         width=width,
         slots=tensor(slots) if padded else None,
         segments=segments.to(device),
+        spans=tuple(span for span in spans if span.own),
     )
+
+
+def _causal_spans(start: int, length: int) -> list[Span]:
+    """A causal row of tokens in about equal parts of at most ``SPAN`` tokens, each seeing the ones before."""
+    parts = -(-length // SPAN)
+    borders = [length * part // parts for part in range(parts + 1)]
+    return [Span(start + a, b - a, start, a) for a, b in pairwise(borders)]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -153,54 +203,79 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layout: La
 
 
 class _Attend(torch.autograd.Function):
-    """Plain products on a CPU: for rows this short faster than the fused kernel, forward and (more so) backward.
+    """Plain products on a CPU, span by span: for rows this short faster than the fused kernel, forward and (more so)
+    backward, and nothing is computed that the mask would hide between answers or on padding.
 
-    Query heads that share a key head are stacked below one another, so keys are never repeated.
+    Query heads that share a key head lie below one another, so keys are never repeated.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        heads, dim = k.shape[1], q.shape[2]
-        group = q.shape[1] // heads
-        rows, width = layout.rows, layout.width
-        query = layout.pad(rotate(q, cos, sin)).view(rows, width, heads, group, dim).permute(0, 2, 3, 1, 4)
-        query = query.reshape(rows * heads, group * width, dim)
-        key = layout.pad(rotate(k, cos, sin)).transpose(1, 2).reshape(rows * heads, width, dim)
-        value = layout.pad(v).transpose(1, 2).reshape(rows * heads, width, dim)
-        weights = _weights(query, key, layout)
-        out = torch.bmm(weights, value)
-        ctx.save_for_backward(query, key, value, cos, sin, out, weights if width <= KEPT_WIDTH else None)
-        ctx.layout, ctx.group = layout, group
-        return _to_tokens(out, layout, heads).reshape(len(q), -1)
+        heads, group = k.shape[1], q.shape[1] // k.shape[1]
+        query = _by_head(rotate(q, cos, sin), heads)
+        key, value = _by_head(rotate(k, cos, sin), heads), _by_head(v, heads)
+        out = torch.empty_like(query)
+        kept = []
+        for span in layout.spans:
+            weights = _weights(_part(query, span), _seen(key, span), layout.causal(span, group, q.dtype))
+            _part(out, span).copy_(torch.bmm(weights, _seen(value, span)))
+            kept.append(weights if span.keys <= KEPT_WIDTH else None)
+        ctx.save_for_backward(query, key, value, cos, sin, out, *kept)
+        ctx.layout = layout
+        return _by_token(out)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, cos, sin, out, weights = ctx.saved_tensors
-        layout, group = ctx.layout, ctx.group
-        rows, width, dim = layout.rows, layout.width, query.shape[-1]
-        heads = len(key) // rows
-        weights = _weights(query, key, layout) if weights is None else weights
-        slope = layout.pad(g.view(len(g), heads, group, dim)).permute(0, 2, 3, 1, 4).reshape(query.shape)
-        d_value = torch.bmm(weights.transpose(1, 2), slope)
-        through = torch.bmm(slope, value.transpose(1, 2))
-        through.sub_(torch.linalg.vecdot(slope, out).unsqueeze(-1)).mul_(weights).mul_(dim**-0.5)
-        d_query, d_key = torch.bmm(through, key), torch.bmm(through.transpose(1, 2), query)
-        dq = _to_tokens(d_query, layout, heads).flatten(1, 2)
-        dk, dv = (
-            layout.unpad(part.view(rows, heads, width, dim).transpose(1, 2)).contiguous() for part in (d_key, d_value)
-        )
+        query, key, value, cos, sin, out, *kept = ctx.saved_tensors
+        layout, (heads, _, group, dim) = ctx.layout, query.shape
+        slope = _by_head(g.view(len(g), heads * group, dim), heads)
+        d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for span, weights in zip(layout.spans, kept, strict=True):
+            own, mine = _part(query, span), _part(slope, span)
+            keys, values = _seen(key, span), _seen(value, span)
+            if weights is None:
+                weights = _weights(own, keys, layout.causal(span, group, own.dtype))
+            _add(d_value, span, torch.bmm(weights.transpose(1, 2), mine))
+            through = torch.bmm(mine, values.transpose(1, 2))
+            through.sub_(torch.linalg.vecdot(mine, _part(out, span)).unsqueeze(-1)).mul_(weights).mul_(dim**-0.5)
+            _part(d_query, span).copy_(torch.bmm(through, keys))
+            _add(d_key, span, torch.bmm(through.transpose(1, 2), own))
+        dq, dk, dv = (_by_token(x).view(len(g), -1, dim) for x in (d_query, d_key, d_value))
         return rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv, None, None, None
 
 
-def _weights(query: Tensor, key: Tensor, layout: Layout) -> Tensor:
-    """Softmax of the scaled scores, [rows · key heads, group · width, width]."""
-    width = layout.width
-    scores = torch.bmm(query, key.transpose(1, 2)).mul_(query.shape[-1] ** -0.5)
-    scores.view(layout.rows, -1, width, width).masked_fill_(layout.blocked.unsqueeze(1), float("-inf"))
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[tokens, heads · group, dim] to [heads, tokens, group, dim]."""
+    return x.view(len(x), heads, -1, x.shape[-1]).transpose(0, 1).contiguous()
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """The inverse, [tokens, heads · group · dim]."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def _part(x: Tensor, span: Span) -> Tensor:
+    """A span's own tokens of x [heads, tokens, group, dim]: a view [heads, own · group, dim]."""
+    return x[:, span.start : span.start + span.own].flatten(1, 2)
+
+
+def _seen(x: Tensor, span: Span) -> Tensor:
+    """What a span sees of x [heads, tokens, 1, dim], [heads, keys, dim]; a copy where the prefix lies apart."""
+    if span.follows:
+        return x[:, span.prefix : span.start + span.own, 0]
+    return torch.cat([x[:, span.prefix : span.prefix + span.before, 0], _part(x, span)], dim=1)
+
+
+def _add(x: Tensor, span: Span, part: Tensor) -> None:
+    """Add ``part`` [heads, keys, dim] to where it came from in x [heads, tokens, 1, dim]."""
+    if span.follows:
+        x[:, span.prefix : span.start + span.own, 0] += part
+        return
+    x[:, span.prefix : span.prefix + span.before, 0] += part[:, : span.before]
+    x[:, span.start : span.start + span.own, 0] += part[:, span.before :]
+
+
+def _weights(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
+    """Softmax of the scaled scores, [heads, own · group, keys]."""
+    scores = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
     return torch.softmax(scores, -1)
-
-
-def _to_tokens(x: Tensor, layout: Layout, heads: int) -> Tensor:
-    """[rows · heads, group · width, dim] to [tokens, heads, group, dim]."""
-    wide = x.view(layout.rows, heads, -1, layout.width, x.shape[-1])
-    return layout.unpad(wide.permute(0, 3, 1, 2, 4))
