@@ -115,6 +115,7 @@ class Run:
             self._decide()
             self._overhead["compare"] = round(time.monotonic() - before, 1)
         self._write_manifest()
+        self._write_cards()
         if self.recipe.evaluate and self.only is None:
             self._report()
         if self.outcome.seconds:
@@ -351,6 +352,11 @@ class Run:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         )
+
+    def _write_cards(self) -> None:
+        from safeserve.report.model_card import write_cards
+
+        write_cards(self.folder)
 
     def _report(self) -> None:
         from safeserve.report.html import render_report, report_from_run

@@ -164,7 +164,7 @@ def comparison_markdown(comparison: Mapping[str, Any], every: bool = False) -> s
     notes = [*comparison.get("notes", ()), *finding_notes(comparison)]
     if is_provisional(comparison):
         notes.append(PROVISIONAL)
-    return _markdown(headings, rows, left=2) + "".join(f"\n{note}\n" for note in notes)
+    return markdown_table(headings, rows, left=2) + "".join(f"\n{note}\n" for note in notes)
 
 
 def summary_markdown(summary: Mapping[str, Any], every: bool = False) -> str:
@@ -176,10 +176,12 @@ def summary_markdown(summary: Mapping[str, Any], every: bool = False) -> str:
         headings = (*headings, "corrected (95 %)")
         cells = [(*cell, row.corrected or "–") for cell, row in zip(cells, rows, strict=True)]
     notes = "".join(f"\n{note}\n" for note in hygiene_notes({summary["model"]: summary}))
-    return _markdown(headings, cells, left=2) + notes
+    return markdown_table(headings, cells, left=2) + notes
 
 
-def _markdown(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int) -> str:
+def markdown_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int) -> str:
+    """A Markdown table; columns after the first ``left`` are right-aligned."""
+
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
