@@ -39,6 +39,7 @@ PAGES = [
         "recipes",
         "methods",
         "evaluation",
+        "ci",
         "hygiene",
         "error_analysis",
         "judges",
@@ -65,7 +66,7 @@ def commands() -> list[tuple[str, str]]:
     """(page, command) of every safeserve command in a bash block."""
     found = []
     for page in PAGES:
-        for block in blocks(page, "bash"):
+        for block in (*blocks(page, "bash"), *blocks(page, "yml")):
             for line in block.splitlines():
                 at = line.find("safeserve ")
                 if at >= 0 and not line.lstrip().startswith("#"):
@@ -131,6 +132,16 @@ def test_commands_exist(page: str, command: str) -> None:
     assert [word for word in words if word.startswith("-") and word not in known] == []
     required = [p for p in node.params if p.param_type_name == "argument" and p.required]
     assert len(required) <= len([word for word in words if not word.startswith("-")])
+
+
+def test_the_workflow_is_one_and_its_gate_is_the_last_word() -> None:
+    (text,) = blocks(DOCS / "ci.md", "yml")
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs[-1].startswith("safeserve gate ")
+    assert all("uses" in step or "run" in step for step in job["steps"])
+    assert "continue-on-error" not in text
+    assert [step["name"] for step in job["steps"] if step.get("if") == "always()"] == ["Keep the evidence"]
 
 
 def test_agreement_script_of_the_judges_page(tmp_path: Path) -> None:

@@ -61,3 +61,16 @@ def test_gate_writes_it(make_eval, cli_here, tmp_path):
     ran = cli_here("gate", folder, "--policy", "p.yaml", "--junit", "out.xml")
     assert ran.code == 1
     assert ElementTree.parse(tmp_path / "out.xml").getroot().attrib["failures"] == "2"
+
+
+def test_a_summary_is_appended_for_a_ci_server(make_eval, cli_here, tmp_path):
+    folder = make_eval("dpo|x", harmful=["safe_answer"] * 30 + ["unsafe_compliance"] * 10)
+    (tmp_path / "p.yaml").write_text(f"name: p\nmin_prompts: 10\nrules: [{SAFE}, {STRICT}]\n")
+    (tmp_path / "summary.md").write_text("# A step before\n")
+    ran = cli_here("gate", folder, "--policy", "p.yaml", "--summary", "summary.md")
+    assert ran.code == 1
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("# A step before\n## ✗ dpo")
+    rows = [line for line in text.splitlines() if line.startswith("| safe rate")]
+    assert ["**does not hold**" in row for row in rows] == [False, True]
+    assert all(len(row.replace("\\|", "").split("|")) == 5 for row in rows), "three cells, whatever stands in them"

@@ -20,6 +20,7 @@ def gate(
     benchmark: str | None = BENCHMARK,
     judge: list[str] = JUDGE,
     junit: Path | None = typer.Option(None, "--junit", help="Also write the rules as JUnit XML, for a CI server."),
+    summary: Path | None = typer.Option(None, "--summary", help="Also append the verdict as Markdown to this file."),
     out: Path | None = typer.Option(None, "--out", help="Also write the verdict to this JSON file."),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
@@ -38,6 +39,12 @@ def gate(
     verdict = decide(candidate, against, rules)
     if junit is not None:
         write_text(junit, junit_xml(verdict))
+    if summary is not None:
+        from safeserve.report.tables import verdict_markdown
+
+        # Appended: a CI server's summary file is shared by the steps of a job.
+        before = summary.read_text(encoding="utf-8") if summary.is_file() else ""
+        write_text(summary, before + verdict_markdown(verdict))
     if out is not None:
         write_json(out, verdict.to_json())
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from safeserve.report.rows import (
     mode_totals,
     summary_rows,
 )
+from safeserve.report.words import markdown
 
 WIDTH = 110
 """Columns where stdout is no terminal, so that a redirected table is not folded at 80."""
@@ -102,6 +104,19 @@ def verdict_view(verdict: Verdict) -> RenderableType:
         parts.append(Padding(Text.assemble((f"{sign} ", style), (rule.rule, "bold"), f"\n{rule.why}"), (0, 0, 0, 2)))
     said = {f"{rule.rule}: {rule.why}" for rule in verdict.rules}
     return Group(*parts, *_note_lines([reason for reason in verdict.reasons if reason not in said]))
+
+
+def verdict_markdown(verdict: Verdict) -> str:
+    """The verdict as Markdown: its sentence, a row a rule, and what limits it; for a CI server's summary."""
+    content = verdict.to_json()
+    words = {"pass": "holds", "fail": "**does not hold**", "no_verdict": "**no evidence**"}
+    rows = [(markdown(r.rule), "skipped" if r.skipped else words[r.outcome], markdown(r.why)) for r in verdict.rules]
+    table = markdown_table(("rule", "outcome", "measured"), rows, left=3)
+    said = {f"{rule.rule}: {rule.why}" for rule in verdict.rules}
+    notes = [f"* {markdown(reason)}" for reason in verdict.reasons if reason not in said]
+    sign = _SIGNS[verdict.outcome][0]
+    parts = [f"## {sign} {markdown(verdict_sentence(content))}", table.strip(), "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def print_summary(summary: Mapping[str, Any], every: bool = False) -> None:
@@ -183,7 +198,7 @@ def markdown_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], l
     """A Markdown table; columns after the first ``left`` are right-aligned."""
 
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+        return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("\n", " ") for cell in cells) + " |\n"
 
     ruler = "|" + "|".join("---" if i < left else "---:" for i in range(len(headings))) + "|\n"
     return line(headings) + ruler + "".join(map(line, rows))
