@@ -57,6 +57,7 @@ def register() -> typer.Typer:
         report,
         run,
         train,
+        view,
     )
 
     app.command("quickstart")(run.quickstart)
@@ -71,6 +72,7 @@ def register() -> typer.Typer:
     app.command("analyze")(analyze.analyze)
     app.command("calibrate")(calibrate.calibrate)
     app.command("report")(report.report)
+    app.command("view")(view.view)
     app.command("export")(export.export)
     app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")

@@ -31,7 +31,7 @@ from safeserve.report.rows import (
     words,
 )
 
-__all__ = ["ReportInput", "embed_json", "render_report", "report_from_run"]
+__all__ = ["ReportInput", "embed_json", "page_environment", "render_report", "report_from_run", "template"]
 
 TEMPLATES = resources.files("safeserve.report") / "templates"
 PANELS = (
@@ -45,32 +45,33 @@ _NOT_CURVES = {"step", "epoch", "learning_rate", "grad_norm", "lr"}
 
 def render_report(run: ReportInput) -> str:
     """The whole page as text; needs nothing from outside and sends nothing out."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "words": words, "interval": interval_text}
-    environment.globals |= {"mode_class": mode_class, "stacked_bar": stacked_bar}
-    script = _template("report.js")
+    script = template("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     panels = _panels(run)
-    page = environment.from_string(_template("report.html")).render(
-        run=run,
-        style=Markup(_template("report.css")),
-        script=Markup(script),
-        script_hash=digest,
-        headline=_headline(run),
-        panels=panels,
-        corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
-        rows=comparison_rows(run.comparison) if run.comparison else [],
-        measured=[] if run.comparison else [(model, summary_rows(summary)) for model, summary in run.summaries.items()],
-        guard=guard_views(_sides(run), run.samples),
-        shifts=_shifts(run),
-        legend=_legend(run),
-        categories=_categories(run.summaries),
-        curves=_curve_charts(run.curves),
-        notes=_notes(run),
-        facts=_facts(run.manifest),
-        data=embed_json({"models": _sides(run), "samples": list(run.samples)}),
+    page = (
+        page_environment()
+        .from_string(template("report.html"))
+        .render(
+            run=run,
+            style=Markup(template("report.css")),
+            script=Markup(script),
+            script_hash=digest,
+            headline=_headline(run),
+            panels=panels,
+            corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
+            rows=comparison_rows(run.comparison) if run.comparison else [],
+            measured=[]
+            if run.comparison
+            else [(model, summary_rows(summary)) for model, summary in run.summaries.items()],
+            guard=guard_views(_sides(run), run.samples),
+            shifts=_shifts(run),
+            legend=_legend(run),
+            categories=_categories(run.summaries),
+            curves=_curve_charts(run.curves),
+            notes=_notes(run),
+            facts=_facts(run.manifest),
+            data=embed_json({"models": _sides(run), "samples": list(run.samples)}),
+        )
     )
     # A lone surrogate (half a character from a broken tokenizer) cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -284,5 +285,16 @@ def _cell(summary: Mapping[str, Any], benchmark: str, judge: str, metric: str) -
     return cell
 
 
-def _template(name: str) -> str:
+def page_environment() -> Any:
+    """jinja2 with everything escaped and this project's filters."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "words": words, "interval": interval_text}
+    environment.globals |= {"mode_class": mode_class, "stacked_bar": stacked_bar}
+    return environment
+
+
+def template(name: str) -> str:
+    """The text of a file in templates/."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
