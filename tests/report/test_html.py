@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 
 from safeserve.core.errors import EvidenceError
 from safeserve.core.runs import write_json
+from safeserve.report.calibration import ROWS
 from safeserve.report.html import ReportInput, embed_json, render_report, report_from_run
 
 
@@ -48,6 +51,11 @@ class Page(HTMLParser):
             self.text += data
 
 
+def unpacked(text: str):
+    """What :func:`embed_json` has packed."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
 @pytest.fixture
 def run(make_run) -> ReportInput:
     return report_from_run(make_run(judge="refusal"))
@@ -76,8 +84,9 @@ def test_the_page_says_what_matters(run):
         "Unsafe compliance is provisional",
     ):
         assert words in page.text, words
-    # One dot a model and benchmark: safety on 1, over-refusal on 2, accuracy on 1 benchmark; two models.
-    assert page.tags["circle"] == 8
+    # One dot a model and benchmark: safety on 1, over-refusal on 2, accuracy on 1 benchmark; two models. And the
+    # picture with one dot a model.
+    assert page.tags["circle"] == 8 + 2
     assert page.tags["polyline"] == 4  # loss, its validation, chosen and rejected rewards
 
 
@@ -94,10 +103,10 @@ def test_hostile_answers_stay_text(run, hostile):
     assert page.tags["script"] == 2
     assert page.tags["img"] == 0
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    data = json.loads(page.scripts[0])
+    data = unpacked(page.scripts[0])
     told = [sample["answers"]["dpo"]["text"] for sample in data["samples"][: len(hostile)]]
     assert told == list(hostile)
-    assert not re.search(r"[<>&\u2028\u2029]", page.scripts[0])
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", page.scripts[0])
 
 
 @pytest.mark.parametrize("where", ["category", "title", "command", "model", "note", "manifest", "unscored reason"])
@@ -120,7 +129,7 @@ def test_hostile_names_stay_text(make_run, where):
     page = Page(render_report(run))
     assert page.tags["script"] == 2
     assert page.tags["img"] == 0
-    assert evil in page.text or evil in json.dumps(json.loads(page.scripts[0]), ensure_ascii=False).replace('\\"', '"')
+    assert evil in page.text or evil in json.dumps(unpacked(page.scripts[0]), ensure_ascii=False).replace('\\"', '"')
 
 
 def test_nothing_is_fetched_and_only_our_script_may_run(run):
@@ -152,8 +161,22 @@ def test_the_page_can_be_written_as_utf8_and_is_the_same_twice(run):
 def test_embedded_json_cannot_leave_its_element():
     value = {"a": "</script><!--<script>&amp;\u2028\u2029\ud800"}
     text = str(embed_json(value))
-    assert not re.search(r"[<>&\u2028\u2029\ud800]", text)
-    assert json.loads(text) == value
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", text)
+    assert unpacked(text) == value
+    assert text == str(embed_json(value)), "the same page twice"
+
+
+def test_five_thousand_answers_fit_in_three_megabytes(run):
+    rng = random.Random(5)
+    words = [f"{rng.choice('bcdfglmnprst')}{rng.choice('aeiou')}{rng.choice('lmnrst')}{n}" for n in range(2000)]
+    sample = next(one for one in run.samples if one["answers"].keys() == {"base", "dpo"})
+    samples = []
+    for number in range(5000):
+        answers = {
+            model: {**given, "text": " ".join(rng.choices(words, k=60))} for model, given in sample["answers"].items()
+        }
+        samples.append({**sample, "id": str(number), "answers": answers})
+    assert len(render_report(replace(run, samples=samples)).encode()) <= 3_000_000
 
 
 def test_a_run_that_has_little_is_still_a_page(make_run, tmp_path):
@@ -168,7 +191,7 @@ def test_a_run_that_has_little_is_still_a_page(make_run, tmp_path):
     page = Page(render_report(told))
     assert "94.0 %" in page.text
     assert "Training" not in page.text
-    assert json.loads(page.scripts[0])["models"] == ["dpo"]
+    assert unpacked(page.scripts[0])["models"] == ["dpo"]
     shutil.rmtree(run / "evals")
     with pytest.raises(EvidenceError, match="nothing has been evaluated"):
         report_from_run(run)
@@ -216,3 +239,18 @@ def test_a_browser_lists_the_answers_as_text(run, tmp_path, hostile):
     for text in (hostile[0], hostile[1], hostile[5], hostile[6]):
         assert text in page.text
     assert sum(value == "veil" for name, value in page.attributes if name == "class") == 40  # harmful: both sides
+
+
+def test_judges_are_shown_with_what_people_said(make_run, monkeypatch):
+    told = report_from_run(make_run(judge="refusal"))
+    page = Page(render_report(told))
+    assert "Not measured here: safeserve calibrate refusal --labels NAME" in page.text
+    cell = {"value": 0.893, "ci95": [0.871, 0.914]}
+    curve = [{"predicted": 0.25, "observed": 0.5, "ci95": [0.4, 0.6], "n": 10}]
+    result = {"judge": "refusal", "labels": "mine", "question": "unsafe", "n_scored": 80, "learned_from": True}
+    result |= {key: None for key, _ in ROWS} | {"auroc": cell, "reliability": curve}
+    monkeypatch.setattr("safeserve.report.calibration.kept", lambda identity: [result] if identity == "1" else [])
+    text = render_report(told)
+    assert "AUROC .893 [.871, .914]" in text
+    assert "the judge learned from this set" in text
+    assert '<circle class="dot" cx="25.00%" cy="51.0" r="4"/>' in text  # halfway between 6 and 96 pixels

@@ -74,26 +74,38 @@ def save(judge: Judge, labels: str, result: dict[str, Any], use: bool) -> Path:
     """Keep a calibration; with ``use`` it is the one that corrects rates for its question from now on."""
     path = _folder() / f"{judge.identity}.json"
     with lock(path.with_suffix(".lock.d")):
-        kept: dict[str, Any] = {"judge": judge.name, "identity": judge.identity, "sets": {}}
+        content: dict[str, Any] = {"judge": judge.name, "identity": judge.identity, "sets": {}}
         if path.is_file():
-            kept = read_json(path)
-        kept["sets"][labels] = result
+            content = read_json(path)
+        content["sets"][labels] = result
         if use:
-            kept.setdefault("use", {})[result["question"]] = labels
-        write_json(path, kept)
+            content.setdefault("use", {})[result["question"]] = labels
+        write_json(path, content)
     return path
+
+
+def kept(identity: str) -> list[dict[str, Any]]:
+    """Every calibration of the judge of this identity, as :func:`save` was given it, the user's before packaged ones."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in _sources(identity):
+        found = {**read_json(source).get("sets", {}), **found}
+    return list(found.values())
 
 
 def in_use(identity: str, question: Question) -> dict[str, Any] | None:
     """The calibration that corrects rates of the judge of this identity, the user's choice before a packaged one."""
-    packaged = resources.files("safeserve.judging") / "calibrations" / f"{identity}.json"
-    for source in (_folder() / f"{identity}.json", packaged):
-        if source.is_file():
-            kept = read_json(Path(str(source)))
-            name = kept.get("use", {}).get(question)
-            if name in kept.get("sets", {}):
-                return {**kept["sets"][name], "labels": name}
+    for source in _sources(identity):
+        content = read_json(source)
+        name = content.get("use", {}).get(question)
+        if name in content.get("sets", {}):
+            return {**content["sets"][name], "labels": name}
     return None
+
+
+def _sources(identity: str) -> list[Path]:
+    """The files that hold calibrations of a judge: the user's, then the packaged one."""
+    packaged = resources.files("safeserve.judging") / "calibrations" / f"{identity}.json"
+    return [path for path in (_folder() / f"{identity}.json", Path(str(packaged))) if path.is_file()]
 
 
 def _folder() -> Path:

@@ -10,6 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from safeserve.judging.calibration_store import kept
+from safeserve.report.charts import reliability_chart
 from safeserve.report.tables import WIDTH
 
 ROWS = (
@@ -91,6 +93,35 @@ def print_calibration(result: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=max(WIDTH, console.width))
     console.print(calibration_view(result))
+
+
+def calibration_cards(judges: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the page shows of each judge: its rows a labelled set, with the curve where it gives probabilities.
+
+    Args:
+        judges: judge name to identity, as summary.json has them.
+    """
+    cards = []
+    for judge, judge_identity in judges.items():
+        sets = [_card_row(result) for result in kept(judge_identity)]
+        cards.append({"judge": judge, "sets": sets})
+    return cards
+
+
+def _card_row(result: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = "agreement" in result
+    cells = [("agreement on pairs", "agreement")] if pairs else [(title, key) for key, title in ROWS]
+    shown = [f"{title} {number(result[key])}" for title, key in cells if result.get(key) is not None]
+    curve = result.get("reliability")
+    title = f"{result['judge']} on {result['labels']}: predicted against observed"
+    return {
+        "labels": result["labels"],
+        "question": result["question"],
+        "n": result["n_scored"],
+        "numbers": "; ".join(shown),
+        "learned_from": result["learned_from"],
+        "curve": reliability_chart(curve, title) if curve else None,
+    }
 
 
 def _short(value: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -94,6 +95,20 @@ def histogram(values: Sequence[float], threshold: float, bins: int = 20, title: 
         )
     marks.append(Markup('<line class="limit" x1="{0}" x2="{0}" y1="0" y2="46"/>').format(_x(threshold)))
     return _svg(marks, "histogram", 46, title)
+
+
+def reliability_chart(curve: Sequence[Mapping[str, Any]], title: str = "") -> Markup:
+    """Predicted (right) against observed (up) shares with 95 % intervals, and the diagonal where both are the same."""
+
+    def y(share: float) -> str:
+        return f"{96 - 90 * share:.1f}"
+
+    marks = [Markup('<line class="grid" x1="0%" x2="100%" y1="{}" y2="{}"/>').format(y(0), y(1))]
+    for part in curve:
+        x, (low, high) = _x(part["predicted"]), part["ci95"]
+        marks.append(Markup('<line class="ci" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x, y(low), y(high)))
+        marks.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4"/>').format(x, y(part["observed"])))
+    return _svg(marks, "interval reliability", 102, title)
 
 
 def mode_class(mode: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import math
@@ -14,9 +15,11 @@ from markupsafe import Markup
 
 from safeserve.evaluation.metrics import PROVISIONAL, find_metric
 from safeserve.judging.registry import mode_judge
+from safeserve.report.calibration import calibration_cards
 from safeserve.report.charts import MODE_ORDER, Line, interval_chart, line_chart, mode_class, stacked_bar
 from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.guard_view import guard_views
+from safeserve.report.overview import trade_off
 from safeserve.report.rows import (
     SUMMARISED,
     comparison_rows,
@@ -58,6 +61,7 @@ def render_report(run: ReportInput) -> str:
             script_hash=digest,
             headline=_headline(run),
             panels=panels,
+            overview=trade_off(run.summaries, _candidate(run), _policy_limits(run.verdict)),
             corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
             rows=comparison_rows(run.comparison) if run.comparison else [],
             measured=[]
@@ -69,6 +73,7 @@ def render_report(run: ReportInput) -> str:
             categories=_categories(run.summaries),
             curves=_curve_charts(run.curves),
             notes=_notes(run),
+            cards=calibration_cards(_judges(run.summaries)),
             facts=_facts(run.manifest),
             data=embed_json({"models": _sides(run), "samples": list(run.samples)}),
         )
@@ -78,11 +83,12 @@ def render_report(run: ReportInput) -> str:
 
 
 def embed_json(value: Any) -> Markup:
-    """JSON that is safe inside a ``<script>`` element: nothing in it can end the element or start another."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)  # ASCII: U+2028 and U+2029 come out escaped
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
+    """JSON, packed by gzip and as base64: letters and digits that no browser can take for markup.
+
+    The same value gives the same bytes. Half a character (from a broken tokenizer) becomes U+FFFD in the browser.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
 
 
 def _headline(run: ReportInput) -> dict[str, str]:
@@ -143,8 +149,12 @@ def _policy_limits(verdict: Mapping[str, Any] | None) -> dict[tuple[str, str], f
 
 def _tone(run: ReportInput, model: str) -> str:
     """The model that the verdict is about stands out, the others are quiet."""
-    candidate = run.verdict["candidate"] if run.verdict else list(run.summaries)[-1]
-    return "candidate" if model == candidate else "other"
+    return "candidate" if model == _candidate(run) else "other"
+
+
+def _candidate(run: ReportInput) -> str:
+    """The model that the verdict is about, else the last one."""
+    return str(run.verdict["candidate"]) if run.verdict else list(run.summaries)[-1]
 
 
 def _sides(run: ReportInput) -> list[str]:
@@ -257,6 +267,14 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         facts.append((words(key), text))
     return facts
+
+
+def _judges(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Every judge's identity by its name; of two versions the later model's."""
+    found: dict[str, str] = {}
+    for summary in summaries.values():
+        found |= {str(judge): str(version) for judge, version in (summary.get("judges") or {}).items()}
+    return found
 
 
 def _benchmarks(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,19 +1,30 @@
 "use strict";
-(() => {
+(async () => {
   // Everything a model wrote enters the page through textContent, never as markup.
-  const { models, samples } = JSON.parse(document.getElementById("data").textContent);
   const list = document.getElementById("samples");
   if (!list) return;
   const form = document.getElementById("filters");
   const more = document.getElementById("more");
+  const all = document.getElementById("all");
   const count = document.getElementById("count");
   const PAGE = 20;
+  const { models, samples } = await unpacked(document.getElementById("data").textContent);
   const MODES = ["unsafe_compliance", "degenerate", "empty", "evasive", "helpful_answer", "safe_answer", "partial_refusal", "full_refusal"];
   let found = [];
   let shown = 0;
 
+  // Samples are packed (gzip, base64), because thousands of answers would make the page slow to open.
+  async function unpacked(text) {
+    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  }
+
   const words = (name) => name.replaceAll("_", " ");
   const mode = (sample, side) => sample.answers[models[side]]?.mode ?? "";
+  const address = (sample) => `${sample.benchmark}/${sample.id}/${sample.k}`;
+  const flags = (sample) => models.flatMap((model) => sample.answers[model]?.flags ?? []);
+  // What counts as wrong of an answer: harm given to a harmful prompt, a full refusal of a harmless one.
+  const wrong = (sample, side) => mode(sample, side) === (sample.label === "harmful" ? "unsafe_compliance" : "full_refusal");
 
   function element(tag, className, text) {
     const made = document.createElement(tag);
@@ -35,7 +46,10 @@
     else label.textContent = models[side];
     options(form.elements["mode" + side], samples.map((sample) => mode(sample, side)).sort(), "any");
   }
-  form.elements.changed.parentElement.hidden = models.length < 2;
+  options(form.elements.category, samples.map((sample) => sample.category).sort(), "all");
+  options(form.elements.flag, samples.flatMap(flags).sort(), "any");
+  for (const name of ["category", "flag"]) form.elements[name].parentElement.hidden = form.elements[name].length < 2;
+  form.elements.change.parentElement.hidden = models.length < 2;
   form.elements.disputed.parentElement.hidden = !samples.some((sample) => disputed(sample));
 
   // The rules alone would have said something else about an answer of either model.
@@ -46,6 +60,13 @@
     });
   }
 
+  const both = (sample) => models.every((model) => sample.answers[model]);
+  const CHANGES = {
+    changed: (sample) => mode(sample, 0) !== mode(sample, 1),
+    fixed: (sample) => both(sample) && wrong(sample, 0) && !wrong(sample, 1),
+    broken: (sample) => both(sample) && !wrong(sample, 0) && wrong(sample, 1),
+  };
+
   function haystack(sample) {
     sample.haystack ??= [sample.id, sample.category, sample.prompt, ...models.map((model) => sample.answers[model]?.text ?? "")].join("\n").toLowerCase();
     return sample.haystack;
@@ -55,7 +76,9 @@
     if (wanted.benchmark && sample.benchmark !== wanted.benchmark) return false;
     if (wanted.mode0 && mode(sample, 0) !== wanted.mode0) return false;
     if (wanted.mode1 && mode(sample, 1) !== wanted.mode1) return false;
-    if (wanted.changed && mode(sample, 0) === mode(sample, 1)) return false;
+    if (wanted.category && sample.category !== wanted.category) return false;
+    if (wanted.flag && !flags(sample).includes(wanted.flag)) return false;
+    if (wanted.change && !CHANGES[wanted.change](sample)) return false;
     if (wanted.disputed && !disputed(sample)) return false;
     return !wanted.search || haystack(sample).includes(wanted.search);
   }
@@ -122,7 +145,12 @@
   function card(sample) {
     const made = element("article", "sample");
     const name = sample.k ? `${sample.id}, sample ${sample.k + 1}` : sample.id;
-    made.append(element("div", "where", [sample.benchmark, words(sample.category), name].filter(Boolean).join(" · ")));
+    const where = element("div", "where", [sample.benchmark, words(sample.category), name].filter(Boolean).join(" · "));
+    const link = element("a", "link", "link");
+    link.href = "#" + encodeURIComponent(address(sample));
+    link.setAttribute("aria-label", `Link to ${address(sample)}`);
+    where.append(" ", link);
+    made.append(where);
     const prompt = element("div", "text prompt", sample.prompt);
     prompt.dir = "auto";
     const pair = element("div", "pair");
@@ -139,18 +167,47 @@
     count.textContent = `${found.length} of ${samples.length} prompts`;
   }
 
-  function refresh() {
-    const { benchmark, mode0, mode1, search, changed, disputed: only } = form.elements;
-    const wanted = { benchmark: benchmark.value, mode0: mode0.value, mode1: mode1.value, changed: changed.checked, disputed: only.checked, search: search.value.trim().toLowerCase() };
-    found = samples.filter((sample) => matches(sample, wanted));
+  function show(chosen) {
+    found = chosen;
     shown = 0;
     list.replaceChildren();
     showMore();
   }
 
+  function refresh() {
+    const value = (name) => form.elements[name].value;
+    const wanted = Object.fromEntries(["benchmark", "mode0", "mode1", "category", "flag", "change"].map((name) => [name, value(name)]));
+    wanted.disputed = form.elements.disputed.checked;
+    wanted.search = value("search").trim().toLowerCase();
+    all.hidden = true;
+    show(samples.filter((sample) => matches(sample, wanted)));
+  }
+
+  // A link to one answer shows that answer alone, and a way back to all.
+  function follow() {
+    let wanted = "";
+    try {
+      wanted = decodeURIComponent(location.hash.slice(1));
+    } catch {
+      return; // not an address that this page has made
+    }
+    const one = wanted && samples.find((sample) => address(sample) === wanted);
+    if (!one) return;
+    form.reset();
+    show([one]);
+    all.hidden = false;
+    document.getElementById("answers").scrollIntoView();
+  }
+
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", refresh);
   more.addEventListener("click", showMore);
+  all.addEventListener("click", () => {
+    history.replaceState(null, "", location.pathname + location.search);
+    refresh();
+  });
+  addEventListener("hashchange", follow);
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
   refresh();
+  follow();
 })();
