@@ -1,5 +1,6 @@
 # make demo  set up, align the embedded model, read the verdict
 # make test  set up, run the tests
+# make site  build the documentation into site/
 # make calibrate DATA=PATH  measure every judge on every labelled set, write the table of docs/judges.md
 # They need only Python >= 3.11, make and a package index.
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint calibrate setup setup-dev clean
+.PHONY: demo test lint site calibrate setup setup-dev clean
 
 demo: setup
 	@$(BIN)/safeserve models get >/dev/null
@@ -22,6 +23,9 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+site: setup-dev
+	$(BIN)/mkdocs build --strict --quiet
 
 calibrate: setup
 	@test -n "$(DATA)" || { echo "make calibrate DATA=PATH: name the folder with the public data sets" >&2; exit 2; }
@@ -43,4 +47,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed && echo "set-up: $$(( $$(date +%s) - started )) s" >&2
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) build site src/*.egg-info

@@ -47,6 +47,9 @@ PAGES = [
         "report",
         "extending",
         "architecture",
+        "comparison",
+        "index",
+        "speed",
     ]
 ]
 

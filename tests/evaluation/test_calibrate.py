@@ -18,7 +18,7 @@ from safeserve.evaluation.calibrate import calibrate
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion
 from safeserve.judging.calibration import measure, question_for
-from safeserve.judging.calibration_store import in_use, score_labelled
+from safeserve.judging.calibration_store import in_use, kept, score_labelled
 from safeserve.judging.judge import Score
 from safeserve.judging.llm import PairVerdict
 from safeserve.report.calibration import calibration_view
@@ -303,6 +303,8 @@ def test_the_calibration_in_use_corrects_reported_rates(tmp_path):
     assert found["ci95"][1] - found["ci95"][0] > cell["ci95"][1] - cell["ci95"][0]
     assert (found["sensitivity"], found["specificity"], found["labels"]) == (0.75, 0.9, "mine.jsonl")
     assert in_use("another identity", "unsafe") is None
+    assert [one["labels"] for one in kept(judge.identity)] == ["mine.jsonl"]
+    assert kept("another identity") == []
 
 
 def test_a_judge_no_better_than_chance_corrects_nothing(tmp_path):

@@ -85,7 +85,7 @@ def save(judge: Judge, labels: str, result: dict[str, Any], use: bool) -> Path:
 
 
 def kept(identity: str) -> list[dict[str, Any]]:
-    """Every calibration of the judge of this identity, as :func:`save` was given it, the user's before packaged ones."""
+    """Every calibration of the judge of this identity, as :func:`save` was given it; the user's hide packaged ones."""
     found: dict[str, dict[str, Any]] = {}
     for source in _sources(identity):
         found = {**read_json(source).get("sets", {}), **found}
