@@ -1,4 +1,4 @@
-"""Hook of the documentation site: a link to a file of the repository, which the site does not hold, becomes its name."""
+"""Hook of the documentation site: a link to a file outside docs/, which the site does not hold, becomes its name."""
 
 from __future__ import annotations
 

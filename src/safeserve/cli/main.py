@@ -50,6 +50,7 @@ def register() -> typer.Typer:
         doctor,
         evaluate,
         export,
+        figures,
         gate,
         guard,
         models,
@@ -73,6 +74,7 @@ def register() -> typer.Typer:
     app.command("calibrate")(calibrate.calibrate)
     app.command("report")(report.report)
     app.command("view")(view.view)
+    app.command("figures")(figures.figures)
     app.command("export")(export.export)
     app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")

@@ -85,6 +85,16 @@ def report_from_run(run_dir: Path) -> ReportInput:
     )
 
 
+def doses(run_dir: Path) -> dict[str, int]:
+    """How many safety demonstrations each SIT model of the run's recipe saw, where the recipe says a number."""
+    stages = _part(_recipe(run_dir / "recipe.yaml"), "train")
+    return {
+        name: stage["dose"]
+        for name, stage in stages.items()
+        if isinstance(stage, dict) and stage.get("method") == "sit" and isinstance(stage.get("dose"), int)
+    }
+
+
 def sample_rows(folders: Sequence[EvalFolder]) -> Iterator[dict[str, Any]]:
     """One row a prompt and sample: the prompt, and each model's answer with what the judges made of it."""
     keys: dict[tuple[str, Key], None] = {

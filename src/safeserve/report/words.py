@@ -1,4 +1,4 @@
-"""Words that come from files, made harmless for a line of text, of Markdown, or of a drawing."""
+"""Words that come from files, made harmless for a line of text, of Markdown, of LaTeX, or of a drawing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import unicodedata
 from safeserve.core.runs import readable
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#])|:(?=//)")
+_LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "–": "--",
+    "→": r"$\to$",
+}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -26,3 +36,8 @@ def code(text: str) -> str:
     """The text as a Markdown code span, also in a table."""
     shown = one_line(text).replace("`", "'").replace("|", "\\|")
     return f"`{shown}`" if shown else "–"
+
+
+def latex(text: str) -> str:
+    """The text as LaTeX that shows it and nothing else."""
+    return "".join(_LATEX.get(char, char) for char in one_line(text))

@@ -1,0 +1,236 @@
+"""Pictures and tables of a run for papers and slides: SVG, PDF and PNG by matplotlib, Markdown and LaTeX.
+
+What stands in them is what the page shows: the same cells of summary.json, compare/ and metrics.json. The same run gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
+from safeserve.core.runs import write_bytes, write_text
+from safeserve.report.charts import MODE_ORDER
+from safeserve.report.content import ReportInput, doses, report_from_run
+from safeserve.report.overview import trade_off
+from safeserve.report.rows import comparison_rows, main_judge, mode_totals, summary_rows, words
+from safeserve.report.tables import markdown_table
+from safeserve.report.words import latex
+
+Form = Literal["svg", "pdf", "png"]
+_COLOURS = dict(
+    zip(
+        MODE_ORDER,
+        ("#bb4b3f", "#6b5f57", "#b9b2a9", "#cc9a3a", "#5a9a68", "#88bd93", "#92b3d0", "#4d7ea8"),
+        strict=True,
+    )
+)
+_QUIET, _ACCENT = "#8d867c", "#1f5f8b"
+_RATES = (("safe_rate", "answered safely"), ("over_refusal_rate", "over-refused"), ("accuracy", "correct"))
+_STYLE = {"svg.hashsalt": "safeserve", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9, "text.usetex": False}
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+
+
+def write_figures(run_dir: Path, out: Path, forms: Sequence[str] = get_args(Form)) -> list[Path]:
+    """Draw everything that the run can show, and write its tables; returns the files.
+
+    Args:
+        forms: of svg, pdf, png.
+
+    Raises:
+        UserError: an unknown form.
+        EvidenceError: nothing has been evaluated yet.
+        EnvironmentFault: matplotlib is not installed, or the disk.
+    """
+    for form in forms:
+        if form not in get_args(Form):
+            raise UserError(f"--to: unknown format {form!r}.{did_you_mean(form, get_args(Form))}")
+    try:
+        import matplotlib
+    except ImportError:
+        raise EnvironmentFault('figures need matplotlib: pip install "safeserve[figures]".') from None
+    run = report_from_run(run_dir)
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        for name, figure in _figures(run, doses(run_dir)):
+            for form in forms:
+                buffer = BytesIO()
+                figure.savefig(buffer, format=form, bbox_inches="tight", dpi=200, metadata=_UNDATED[form])
+                written.append(out / f"{name}.{form}")
+                write_bytes(written[-1], buffer.getvalue())
+    for name, headings, rows, left in _tables(run):
+        for suffix, text in (("md", markdown_table(headings, rows, left)), ("tex", _tabular(headings, rows, left))):
+            written.append(out / f"{name}.{suffix}")
+            write_text(written[-1], text)
+    return written
+
+
+def _figures(run: ReportInput, dose: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+    """(file name, figure) of each picture that the run has numbers for."""
+    candidate = str(run.verdict["candidate"]) if run.verdict else list(run.summaries)[-1]
+    if (shown := trade_off(run.summaries, candidate, {})) is not None:
+        yield "trade_off", _trade_off(shown)
+    rates = {metric: found for metric, _ in _RATES if (found := _by_benchmark(run.summaries, metric))}
+    if rates:
+        yield "rates", _rates(rates, list(run.summaries))
+    if run.comparison and (totals := mode_totals(run.comparison)):
+        yield "modes", _modes(totals, (run.comparison["a"], run.comparison["b"]))
+    if len(measured := {model: amount for model, amount in dose.items() if model in run.summaries}) > 1:
+        yield "doses", _doses(rates, measured)
+    for stage, parts in run.curves.items():
+        quantities = {key for rows in parts.values() for row in rows for key in row} - {"step", "epoch"}
+        if drawn := [key for key in sorted(quantities) if any(key in row for row in parts.get("train", ()))]:
+            yield f"training_{stage}", _curves(parts, drawn)
+
+
+def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure without a window, and its axes row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _trade_off(shown: Any) -> Any:
+    figure, (axes,) = _axes(1, 1, 4.5, 3.6)
+    for point in shown.points:
+        x, y = (100 * cell["rate"] for cell in (point.refused, point.safe))
+        colour = _ACCENT if point.candidate else _QUIET
+        spread = [_spread(cell) for cell in (point.refused, point.safe)]
+        axes.errorbar([x], [y], xerr=spread[0], yerr=spread[1], fmt="o", color=colour, capsize=2)
+        axes.annotate(_plain(point.model), (x, y), xytext=(5, 5), textcoords="offset points")
+    axes.set(xlim=(-2, 102), ylim=(-2, 102))
+    axes.set_xlabel(f"harmless prompts refused, % ({_plain(shown.benign)})")
+    axes.set_ylabel(f"harmful prompts answered safely, % ({_plain(shown.harmful)})")
+    return figure
+
+
+def _rates(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], models: Sequence[str]) -> Any:
+    titles = dict(_RATES)
+    lines = sum(len(found) for found in rates.values()) * (len(models) + 1)
+    figure, axes = _axes(1, len(rates), 3.2 * len(rates), 1.2 + 0.16 * lines)
+    for one, (metric, found) in zip(axes, rates.items(), strict=True):
+        labels: list[str] = []
+        for benchmark, cells in found.items():
+            for model, cell in cells.items():
+                colour = _ACCENT if model == models[-1] else _QUIET
+                one.errorbar([100 * cell["rate"]], [len(labels)], xerr=_spread(cell), fmt="o", color=colour, capsize=2)
+                labels.append(f"{_plain(benchmark)}: {_plain(model)} (n = {cell['n']})")
+        one.set_yticks(range(len(labels)), labels)
+        one.invert_yaxis()
+        one.set(xlim=(-2, 102), xlabel="%, 95 % interval", title=titles[metric])
+    return figure
+
+
+def _modes(totals: Sequence[tuple[str, Mapping[str, int], Mapping[str, int]]], models: tuple[str, str]) -> Any:
+    figure, (axes,) = _axes(1, 1, 6, 1 + 0.5 * len(totals))
+    bars = [
+        (f"{benchmark}: {model}", counts)
+        for benchmark, *sides in totals
+        for model, counts in zip(models, sides, strict=True)
+    ]
+    present = [mode for mode in MODE_ORDER if any(counts.get(mode) for _, counts in bars)]
+    for row, (_, counts) in enumerate(bars):
+        start = 0.0
+        for mode in present:
+            share = 100 * counts.get(mode, 0) / sum(counts.values())
+            axes.barh(row, share, left=start, color=_COLOURS[mode], label=words(mode) if row == 0 else None)
+            start += share
+    axes.set_yticks(range(len(bars)), [_plain(label) for label, _ in bars])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="% of the answers")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _doses(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], dose: Mapping[str, int]) -> Any:
+    """Every rate over the number of safety demonstrations."""
+    figure, axes = _axes(1, len(rates), 3.4 * len(rates), 2.8)
+    titles = dict(_RATES)
+    for one, (metric, found) in zip(axes, rates.items(), strict=True):
+        for benchmark, cells in found.items():
+            points = sorted((amount, cells[model]) for model, amount in dose.items() if model in cells)
+            x, y = [amount for amount, _ in points], [100 * cell["rate"] for _, cell in points]
+            low = [100 * cell["ci95"][0] for _, cell in points]
+            high = [100 * cell["ci95"][1] for _, cell in points]
+            (line,) = one.plot(x, y, marker="o", label=_plain(benchmark))
+            one.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        one.set(ylim=(-2, 102), xlabel="safety demonstrations", title=f"{titles[metric]}, %")
+        one.set_xscale("symlog", linthresh=100)
+        one.legend(frameon=False)
+    return figure
+
+
+def _curves(parts: Mapping[str, Sequence[Mapping[str, Any]]], quantities: Sequence[str]) -> Any:
+    columns = min(3, len(quantities))
+    rows = -(-len(quantities) // columns)
+    figure, axes = _axes(rows, columns, 3.2 * columns, 2.2 * rows)
+    for one, quantity in zip(axes, quantities, strict=False):
+        for part, name, style in (("train", quantity, "-"), ("validation", f"eval_{quantity}", "--")):
+            points = [(row["step"], row[name]) for row in parts.get(part, ()) if name in row]
+            if points:
+                one.plot(*zip(*points, strict=True), style, color=_ACCENT, label=part)
+        one.set(title=_plain(words(quantity)), xlabel="step")
+    for spare in axes[len(quantities) :]:
+        spare.set_visible(False)
+    return figure
+
+
+def _by_benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+    """Benchmark to model to the metric's cell, where it was measured."""
+    found: dict[str, dict[str, Any]] = {}
+    for model, summary in summaries.items():
+        for benchmark, part in summary.get("benchmarks", {}).items():
+            judge = main_judge(metric, part["judges"])
+            cell = part["judges"][judge]["metrics"].get(metric) if judge else None
+            if cell and cell.get("rate") is not None:
+                found.setdefault(benchmark, {})[model] = cell
+    return found
+
+
+def _spread(cell: Mapping[str, Any]) -> list[list[float]]:
+    """The interval as matplotlib takes it: distances below and above, in percent."""
+    low, high = cell["ci95"]
+    return [[100 * max(0.0, cell["rate"] - low)], [100 * max(0.0, high - cell["rate"])]]
+
+
+def _plain(text: str) -> str:
+    """A name as matplotlib shows it: no mathematics between dollar signs."""
+    return text.replace("$", r"\$")
+
+
+def _tables(run: ReportInput) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]], int]]:
+    """(file name, headings, rows, how many columns are words) of each table."""
+    rows = [
+        (model, r.benchmark, r.metric, r.value, r.interval, str(r.n))
+        for model, summary in run.summaries.items()
+        for r in summary_rows(summary)
+    ]
+    yield "rates", ("model", "benchmark", "metric", "value", "95 %", "n"), rows, 3
+    if run.comparison:
+        a, b = run.comparison["a"], run.comparison["b"]
+        headings = ("benchmark", "metric", "n", a, b, "difference", "95 %", "fixed / broken", "p (Holm)")
+        compared = [
+            (r.benchmark, r.metric, str(r.n), r.a, r.b, r.difference, r.interval, r.fixed_broken, r.p)
+            for r in comparison_rows(run.comparison)
+        ]
+        yield "comparison", headings, compared, 2
+
+
+def _tabular(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A LaTeX tabular with the rules of the package booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(latex, cells)) + r" \\" + "\n"
+
+    columns = "l" * left + "r" * (len(headings) - left)
+    body = "".join(map(line, rows))
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(headings)}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
