@@ -171,3 +171,46 @@ def test_the_resolved_recipe_keeps_the_order_of_stages(tree: Tree) -> None:
     made["evaluate"]["models"] = ["base", "z"]
     del made["gate"]
     assert list(yaml.safe_load(recipe_yaml(parse_recipe(made, "r")))["train"]) == ["z", "a"]
+
+
+SCALED = """
+train:
+  sit: {method: sit, safety: starter/safety, dose: 5}
+  more: {method: sit, safety: starter/safety, dose: 9}
+scales:
+  small: {train.more: null, note: only to try}
+  large: {train.sit.dose: 50, seed: 3}
+"""
+
+
+def test_a_scale_changes_the_recipe_before_other_changes(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(SCALED)
+    small = load_recipe(str(path))
+    assert (list(small.train), small.note, small.seed) == (["sit"], "only to try", 7)
+    large = load_recipe(str(path), ["train.sit.dose=60", "scale=large"])
+    assert list(large.train) == ["sit", "more"]
+    assert (large.train["sit"].dose, large.seed, large.note) == (60, 3, "")
+    with pytest.raises(UserError, match='scale: no scale "lrge"'):
+        load_recipe(str(path), ["scale=lrge"])
+    path.write_text("scales: {small: 3}")
+    with pytest.raises(UserError, match="scales: expected names"):
+        load_recipe(str(path))
+    path.write_text("seed: 3\nscales: {small: {seed.deep: 1}}")
+    with pytest.raises(UserError, match=r"scales\.small\.seed\.deep: seed is a value"):
+        load_recipe(str(path))
+
+
+def test_a_recipe_without_scales_has_no_scale() -> None:
+    with pytest.raises(UserError, match='unknown key "scale"'):
+        load_recipe("quickstart", ["scale=tiny"])
+
+
+@pytest.mark.parametrize("scale", ["laptop", "tiny", "full"])
+def test_every_scale_of_the_study_loads(scale: str) -> None:
+    recipe = load_recipe("paper", [f"scale={scale}"])
+    assert recipe.evaluate is not None
+    trained = {name for name, stage in recipe.train.items() if stage.method not in ("reward", "cost")}
+    assert set(recipe.evaluate.models) == {"base", *trained}
+    assert bool(recipe.note) == (scale == "tiny")
+    assert recipe.study == "paper"

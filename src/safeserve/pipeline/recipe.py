@@ -28,6 +28,9 @@ class DataOptions(Options):
 
     root: str | None = None
     """Folder with the public files under their registry paths; hub names are used where it is not given."""
+    skip_missing: bool = False
+    """Leave out training stages whose data or judges cannot be reached, with all that starts from them, and say so,
+    instead of stopping."""
 
 
 class EvaluateOptions(Options):
@@ -73,6 +76,10 @@ class Recipe(Options):
     quantize: Literal["8bit", "4bit"] | None = None
     """Train adapters over a base in 8 or 4 bits (CUDA, the quantized extra); evaluation is always unquantised."""
     seed: int = 7
+    study: Literal["paper"] | None = None
+    """Also write the tables of this study, with the paper's numbers beside those measured here."""
+    note: str = ""
+    """What a reader must know of the whole run; stands first among the page's notes and above the study's tables."""
     server: ServerOptions | None = None
     """An OpenAI-compatible server that serves ``model``: it is measured there, nothing is loaded or trained here."""
     data: DataOptions = DataOptions()
@@ -128,9 +135,34 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 text.") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe holds keys and values, found {type(tree).__name__}.")
+    scale = _scaled(tree, overrides, str(path))
     for override in overrides:
-        _override(tree, override)
+        if override is not scale:
+            _override(tree, override)
     return tree
+
+
+def _scaled(tree: dict[str, Any], overrides: Sequence[str], where: str) -> str | None:
+    """Apply the chosen one of a recipe's ``scales`` (a name to dotted keys with values), by default the first.
+
+    Returns:
+        The override that chose it (the last of several), which is done with.
+
+    Raises:
+        UserError: an unknown scale, or ``scales`` that are no such mapping.
+    """
+    scales = tree.pop("scales", None)
+    given = [override for override in overrides if override.startswith("scale=")]
+    if scales is None:
+        return None  # then scale is an unknown key like any other
+    if not isinstance(scales, dict) or not all(isinstance(changes, dict) for changes in scales.values()) or not scales:
+        raise UserError(f"{where}: scales: expected names, each with dotted keys and their values.")
+    name = given[-1].removeprefix("scale=") if given else next(iter(scales))
+    if name not in scales:
+        raise UserError(f'{where}: scale: no scale "{name}".{did_you_mean(name, scales)}')
+    for key, value in scales[name].items():
+        _set(tree, str(key), value, f"{where}: scales.{name}.{key}")
+    return given[-1] if given else None
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -160,6 +192,8 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     if not isinstance(train, Mapping):
         raise UserError(f"{where}: train: expected names of stages with their options, found {type(train).__name__}.")
     for stage, options in train.items():
+        if options is None:  # taken out by a scale or an override
+            continue
         method = options.get("method") if isinstance(options, Mapping) else None
         if method not in METHODS:
             raise UserError(
@@ -250,6 +284,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f'"{override}": the value is not valid YAML.') from None
+    _set(tree, key, value, f'"{override}"')
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key."""
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
@@ -257,6 +296,6 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise UserError(f'"{override}": {parent} is a value, so nothing can be set inside it.')
+            raise UserError(f"{where}: {parent} is a value, so nothing can be set inside it.")
         node = child
     node[last] = value

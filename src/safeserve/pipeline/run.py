@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,7 @@ class Run:
         redo: discard stages whose inputs changed (and what was made from them) instead of refusing.
         only: train only these stages (and what they start from), and evaluate nothing.
         started: when the command began, by ``time.monotonic``; what comes before the first stage is told from it.
+        not_run: stages that were taken out of the recipe, and why; noted in the manifest.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Run:
         quiet: bool = False,
         only: Sequence[str] | None = None,
         started: float | None = None,
+        not_run: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.folder, self.command, self.redo, self.quiet = recipe, folder, command, redo, quiet
         self.only = only
+        self._not_run = dict(not_run or {})
         self._started = time.monotonic() if started is None else started
         self._overhead: dict[str, float] = {}
         self._costs = Costs()
@@ -116,6 +119,8 @@ class Run:
             self._overhead["compare"] = round(time.monotonic() - before, 1)
         self._write_manifest()
         self._write_cards()
+        if self.recipe.study and self.recipe.evaluate and self.only is None:
+            self._write_study()
         if self.recipe.evaluate and self.only is None:
             self._report()
         if self.outcome.seconds:
@@ -340,6 +345,8 @@ class Run:
                 "safeserve": __version__,
                 "command": self.command,
                 "model": self.recipe.model,
+                "note": self.recipe.note,
+                "not_run": self._not_run,
                 "seed": self.recipe.seed,
                 "dtype": self._dtype(),
                 "stages": [path.name for path in sorted((self.folder / "stages").glob("*/"))],
@@ -357,6 +364,11 @@ class Run:
         from safeserve.report.model_card import write_cards
 
         write_cards(self.folder)
+
+    def _write_study(self) -> None:
+        from safeserve.report.study import write_study
+
+        self._say(f"study: {write_study(self.folder)}")
 
     def _report(self) -> None:
         from safeserve.report.html import render_report, report_from_run

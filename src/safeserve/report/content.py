@@ -85,9 +85,18 @@ def report_from_run(run_dir: Path) -> ReportInput:
     )
 
 
+def recipe_of(run_dir: Path) -> dict[str, Any]:
+    """The run's recipe.yaml; empty where the folder holds evaluations alone.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
+    return _recipe(run_dir / "recipe.yaml")
+
+
 def doses(run_dir: Path) -> dict[str, int]:
     """How many safety demonstrations each SIT model of the run's recipe saw, where the recipe says a number."""
-    stages = _part(_recipe(run_dir / "recipe.yaml"), "train")
+    stages = _part(recipe_of(run_dir), "train")
     return {
         name: stage["dose"]
         for name, stage in stages.items()

@@ -1,7 +1,7 @@
 """Pictures and tables of a run for papers and slides: SVG, PDF and PNG by matplotlib, Markdown and LaTeX.
 
-What stands in them is what the page shows: the same cells of summary.json, compare/ and metrics.json. The same run gives
-the same bytes.
+What stands in them is what the page shows: the same cells of summary.json, compare/ and metrics.json. The same run
+gives the same bytes.
 """
 
 from __future__ import annotations

@@ -249,7 +249,9 @@ def _plottable(row: Mapping[str, Any], key: str) -> bool:
 def _notes(run: ReportInput) -> list[str]:
     comparison = run.comparison or {}
     found = finding_notes(comparison, without=SUMMARISED)
-    notes = [*comparison.get("notes", ()), *found, *hygiene_notes(run.summaries)]
+    gone = [f"Not run: {stage}. {reason}" for stage, reason in (run.manifest.get("not_run") or {}).items()]
+    said = [str(run.manifest["note"])] if run.manifest.get("note") else []
+    notes = [*said, *gone, *comparison.get("notes", ()), *found, *hygiene_notes(run.summaries)]
     if run.verdict and run.verdict["provisional"]:
         notes.append(PROVISIONAL)
     return list(dict.fromkeys(notes))
@@ -259,7 +261,7 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the manifest says about the run, flat: (name, value)."""
     facts = []
     for key, value in manifest.items():
-        if key == "command" or value in (None, "", [], {}):
+        if key in ("command", "note", "not_run") or value in (None, "", [], {}):
             continue
         if isinstance(value, Mapping):
             text = ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, "", {}, []))

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from safeserve.core.errors import UserError
 from safeserve.core.runs import read_json, write_text
 from safeserve.data.catalogue import SOURCES
 from safeserve.data.source_types import OWN, HubFile
 from safeserve.models import embedded
+from safeserve.report.content import recipe_of
 from safeserve.report.rows import hygiene_notes, summary_rows
 from safeserve.report.tables import markdown_table, verdict_sentence
 from safeserve.report.words import code, markdown
@@ -226,14 +225,9 @@ def _hub_name(model: str) -> str | None:
 
 
 def _recipe(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / RECIPE
-    if not path.exists():
-        raise UserError(f"{run_dir}: has no recipe.yaml, so nothing was trained here.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not valid YAML. Run the recipe again to write it anew.") from None
-    return content if isinstance(content, dict) else {}
+    if not (run_dir / RECIPE).exists():
+        raise UserError(f"{run_dir}: has no {RECIPE}, so nothing was trained here.")
+    return recipe_of(run_dir)
 
 
 def _optional(path: Path) -> dict[str, Any]:
