@@ -12,7 +12,7 @@ import pytest
 
 from safeserve.core.runs import read_json
 from safeserve.report.html import render_report, report_from_run
-from safeserve.report.overview import trade_off
+from safeserve.report.overview import dose_charts, trade_off
 
 
 def cell(rate: float) -> dict[str, Any]:
@@ -79,3 +79,15 @@ def test_it_is_on_the_page(make_run: Callable[..., Path]) -> None:
     assert 'class="tradeoff"' in page
     rate = read_json(run / "evals" / "dpo" / "summary.json")["benchmarks"]["starter-harmful"]["judges"]["modes"]
     assert f"dpo: safe {100 * rate['metrics']['safe_rate']['rate']:.1f} %" in page
+
+
+def test_rates_over_the_dose() -> None:
+    models = {"none": summary(0.25, 0.0), "some": summary(0.5, 0.0), "more": summary(1.0, 0.5)}
+    charts = dose_charts(models, {"none": 0, "some": 100, "more": 400, "absent": 900})
+    assert [(chart.title, chart.benchmarks, chart.least, chart.most) for chart in charts] == [
+        ("answered safely", ("harm",), 0, 400), ("over-refused", ("look",), 0, 400)
+    ]  # fmt: skip
+    # 300 wide; 100 % at 5, 0 % at 105
+    assert 'points="0.0,80.0 75.0,55.0 300.0,5.0"' in str(charts[0].svg)
+    assert dose_charts(models, {"none": 0}) == []
+    assert dose_charts(models, {"none": 100, "some": 100}) == []

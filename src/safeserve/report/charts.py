@@ -116,13 +116,17 @@ def mode_class(mode: str) -> str:
     return f"mode-{mode}" if mode in MODE_ORDER else "mode-other"
 
 
-def line_chart(lines: Sequence[Line], title: str = "") -> Markup:
-    """Curves over training steps, on a canvas of 300 × 110 that stretches to its column."""
+def line_chart(lines: Sequence[Line], title: str = "", between: tuple[float, float] | None = None) -> Markup:
+    """Curves on a canvas of 300 × 110 that stretches to its column.
+
+    Args:
+        between: values at the bottom and the top; those of the curves when not given.
+    """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     if not xs:
         return Markup("")
-    (left, right), (bottom, top) = (min(xs), max(xs)), (min(ys), max(ys))
+    (left, right), (bottom, top) = (min(xs), max(xs)), between or (min(ys), max(ys))
     width, height = (right - left) or 1.0, (top - bottom) or 1.0
     marks = []
     names = list(dict.fromkeys(line.name for line in lines))

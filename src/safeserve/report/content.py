@@ -30,6 +30,7 @@ class ReportInput:
         curves: stage name to the ``curves`` of its metrics.json: ``{"train": [{"step": 1, "loss": ...}], ...}``.
         command: what to type to get the same result.
         manifest: manifest.json; any key may be missing.
+        doses: SIT models by how many safety demonstrations they saw.
         analysis: analysis/analysis.json, or None where there is none of these evaluations.
     """
 
@@ -42,6 +43,7 @@ class ReportInput:
     command: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     analysis: Mapping[str, Any] | None = None
+    doses: Mapping[str, int] = field(default_factory=dict)
 
 
 def report_from_run(run_dir: Path) -> ReportInput:
@@ -82,6 +84,7 @@ def report_from_run(run_dir: Path) -> ReportInput:
         command=str(manifest.get("command") or f"safeserve run {run_dir / 'recipe.yaml'}"),
         manifest=manifest,
         analysis=_analysis(run_dir, folders),
+        doses=doses(run_dir),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
 from safeserve.core.runs import write_bytes, write_text
 from safeserve.report.charts import MODE_ORDER
-from safeserve.report.content import ReportInput, doses, report_from_run
+from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.overview import trade_off
 from safeserve.report.rows import comparison_rows, main_judge, mode_totals, summary_rows, words
 from safeserve.report.tables import markdown_table
@@ -55,7 +55,7 @@ def write_figures(run_dir: Path, out: Path, forms: Sequence[str] = get_args(Form
     run = report_from_run(run_dir)
     written = []
     with matplotlib.rc_context(_STYLE):
-        for name, figure in _figures(run, doses(run_dir)):
+        for name, figure in _figures(run):
             for form in forms:
                 buffer = BytesIO()
                 figure.savefig(buffer, format=form, bbox_inches="tight", dpi=200, metadata=_UNDATED[form])
@@ -68,7 +68,7 @@ def write_figures(run_dir: Path, out: Path, forms: Sequence[str] = get_args(Form
     return written
 
 
-def _figures(run: ReportInput, dose: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+def _figures(run: ReportInput) -> Iterator[tuple[str, Any]]:
     """(file name, figure) of each picture that the run has numbers for."""
     candidate = str(run.verdict["candidate"]) if run.verdict else list(run.summaries)[-1]
     if (shown := trade_off(run.summaries, candidate, {})) is not None:
@@ -78,7 +78,7 @@ def _figures(run: ReportInput, dose: Mapping[str, int]) -> Iterator[tuple[str, A
         yield "rates", _rates(rates, list(run.summaries))
     if run.comparison and (totals := mode_totals(run.comparison)):
         yield "modes", _modes(totals, (run.comparison["a"], run.comparison["b"]))
-    if len(measured := {model: amount for model, amount in dose.items() if model in run.summaries}) > 1:
+    if len(measured := {model: amount for model, amount in run.doses.items() if model in run.summaries}) > 1:
         yield "doses", _doses(rates, measured)
     for stage, parts in run.curves.items():
         quantities = {key for rows in parts.values() for row in rows for key in row} - {"step", "epoch"}
