@@ -25,7 +25,7 @@ lint: setup-dev
 	$(BIN)/mypy
 
 site: setup-dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 calibrate: setup
 	@test -n "$(DATA)" || { echo "make calibrate DATA=PATH: name the folder with the public data sets" >&2; exit 2; }

@@ -104,8 +104,9 @@ def test_cells_are_measured_or_say_what_they_need(run: Path) -> None:
 def test_claims_rest_on_intervals(run: Path) -> None:
     found = {claim["claim"]: claim for claim in paper_claims(read_study(run))}
     outcomes = [claim["outcome"] for claim in found.values()]
-    # .97 of 318: lower bound .945; accuracy .49 against .50, paired: within 5 points; 17 and 30 points apart
-    assert outcomes == ["holds", "holds", "holds", "holds", "undecided"]
+    # .97 of 318: lower bound .945; accuracy .49 against .50, paired: within 5 points; 17 and 30 points apart;
+    # 2 points more refused, at most 4
+    assert outcomes == ["holds", "holds", "holds", "holds", "holds"]
     assert found["DPO is safer than SIT"]["evidence"].startswith("dpo − dose-500: +17.")
     assert json.loads((write_study(run).parent / "study.json").read_text())["claims"] == list(found.values())
 

@@ -28,9 +28,17 @@ _COLOURS = dict(
         strict=True,
     )
 )
+LONGEST = 32
+"""Characters of a name in a picture."""
 _QUIET, _ACCENT = "#8d867c", "#1f5f8b"
 _RATES = (("safe_rate", "answered safely"), ("over_refusal_rate", "over-refused"), ("accuracy", "correct"))
-_STYLE = {"svg.hashsalt": "safeserve", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9, "text.usetex": False}
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "safeserve",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "font.size": 9,
+    "text.usetex": False,
+}
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
@@ -114,7 +122,7 @@ def _trade_off(shown: Any) -> Any:
 def _rates(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], models: Sequence[str]) -> Any:
     titles = dict(_RATES)
     lines = sum(len(found) for found in rates.values()) * (len(models) + 1)
-    figure, axes = _axes(1, len(rates), 3.2 * len(rates), 1.2 + 0.16 * lines)
+    figure, axes = _axes(1, len(rates), 5 * len(rates), 1.2 + 0.16 * lines)
     for one, (metric, found) in zip(axes, rates.items(), strict=True):
         labels: list[str] = []
         for benchmark, cells in found.items():
@@ -201,11 +209,12 @@ def _spread(cell: Mapping[str, Any]) -> list[list[float]]:
 
 
 def _plain(text: str) -> str:
-    """A name as matplotlib shows it: no mathematics between dollar signs."""
-    return text.replace("$", r"\$")
+    """A name as matplotlib shows it: shortened, and no mathematics between dollar signs."""
+    short = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return short.replace("$", r"\$")
 
 
-def _tables(run: ReportInput) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]], int]]:
+def _tables(run: ReportInput) -> Iterator[tuple[str, Sequence[str], Sequence[tuple[str, ...]], int]]:
     """(file name, headings, rows, how many columns are words) of each table."""
     rows = [
         (model, r.benchmark, r.metric, r.value, r.interval, str(r.n))

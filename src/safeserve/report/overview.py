@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from safeserve.report.charts import Line, line_chart
 from safeserve.report.rows import interval_text, main_judge, percent
 
 SAFE, REFUSED, CORRECT = "safe_rate", "over_refusal_rate", "accuracy"
@@ -64,6 +65,37 @@ def trade_off(
         points.append(Point(model, safe, refused, correct, model == candidate))
     svg = _drawn(points, limits.get((SAFE, harmful)), limits.get((REFUSED, benign)))
     return TradeOff(tuple(points), harmful, benign, helpful, svg)
+
+
+@dataclass(frozen=True)
+class DoseChart:
+    """One rate over the number of safety demonstrations, a curve a benchmark."""
+
+    title: str
+    benchmarks: tuple[str, ...]
+    least: int
+    most: int
+    svg: Markup
+
+
+def dose_charts(summaries: Mapping[str, Mapping[str, Any]], doses: Mapping[str, int]) -> list[DoseChart]:
+    """The three rates over the dose, where a run has SIT models of several doses; each from 0 to 100 %."""
+    measured = sorted((dose, model) for model, dose in doses.items() if model in summaries)
+    if len({dose for dose, _ in measured}) < 2:
+        return []
+    charts = []
+    for metric, title in ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correct")):
+        lines = []
+        for benchmark in dict.fromkeys(b for _, model in measured for b in summaries[model].get("benchmarks", {})):
+            cells = [(dose, _cell(summaries[model], benchmark, metric)) for dose, model in measured]
+            points = tuple((float(dose), float(cell["rate"])) for dose, cell in cells if cell)
+            if len(points) > 1:
+                lines.append(Line(benchmark, points))
+        if lines:
+            svg = line_chart(lines, f"{title} over safety demonstrations", (0.0, 1.0))
+            names = tuple(line.name for line in lines)
+            charts.append(DoseChart(title, names, measured[0][0], measured[-1][0], svg))
+    return charts
 
 
 def _benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str, limits: Mapping[tuple[str, str], float]) -> str:

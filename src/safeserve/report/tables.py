@@ -194,10 +194,10 @@ def summary_markdown(summary: Mapping[str, Any], every: bool = False) -> str:
     return markdown_table(headings, cells, left=2) + notes
 
 
-def markdown_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A Markdown table; columns after the first ``left`` are right-aligned."""
 
-    def line(cells: tuple[str, ...]) -> str:
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("\n", " ") for cell in cells) + " |\n"
 
     ruler = "|" + "|".join("---" if i < left else "---:" for i in range(len(headings))) + "|\n"
