@@ -232,4 +232,5 @@ def test_conclusions_do_not_outlive_the_recipe_that_drew_them(tree: Tree, finish
     assert (finished / "evals" / "sit" / "summary.json").exists()  # kept: naming it again costs nothing
     page = (finished / "report.html").read_text()
     assert "No policy was applied" in page
-    assert '"models": ["base"]' in page
+    assert 'aria-label="base on starter-' in page
+    assert 'aria-label="sit on starter-' not in page, "the page shows what the recipe measures"

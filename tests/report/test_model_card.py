@@ -59,7 +59,7 @@ def test_text_has_verdict_chain_data_and_limits(run: Path) -> None:
     assert "| starter/sit | 7 |" in text, "the data of every stage that the model went through"
     assert "2 too \\| long" in text
     assert "read the safe rate and the over-refusal rate together" in text
-    assert "`safeserve quickstart --seed 7`" in text
+    assert "`safeserve run demo/recipe.yaml`" in text
     assert "<script>" not in text
 
 

@@ -42,8 +42,10 @@ def write_cards(run_dir: Path) -> list[Path]:
         folder = run_dir / "models" / name
         finished = folder.is_dir() and (run_dir / "stages" / f"train-{name}" / "metrics.json").exists()
         if finished and stage.get("method") not in SCORERS:
-            write_text(folder / CARD, model_card(run_dir, name))
-            made.append(folder / CARD)
+            path, text = folder / CARD, model_card(run_dir, name)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:  # a second run leaves models as they are
+                write_text(path, text)
+            made.append(path)
     return made
 
 
@@ -176,11 +178,10 @@ def _limits(name: str, summary: Mapping[str, Any], verdict: Mapping[str, Any]) -
 
 
 def _reproduce(manifest: Mapping[str, Any], run_dir: Path) -> str:
-    command = str(manifest.get("command") or f"safeserve run {run_dir.name}/recipe.yaml")
+    """The recipe's command and not the one typed last, which may differ by an option that changes nothing."""
     version = f" (safeserve {manifest['safeserve']})" if "safeserve" in manifest else ""
-    return (
-        f"{code(command)}{markdown(version)}\n\nThe recipe, the data's hashes and every answer are in the run's folder."
-    )
+    command = code(f"safeserve run {run_dir.resolve().name}/{RECIPE}")
+    return f"{command}{markdown(version)}\n\nThe recipe, the data's hashes and every answer are in the run's folder."
 
 
 def _chain(stages: Mapping[str, Any], name: str) -> Iterator[str]:
