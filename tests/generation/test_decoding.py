@@ -43,17 +43,23 @@ def by_brute_force(probabilities: list[float], top_p: float, uniform: float) -> 
 @pytest.mark.parametrize(
     ("top_p", "uniform", "token"),
     [
-        (1.0, 0.0, 2),  # order: token 2 (.5), token 0 (.3), token 3 (.15), token 1 (.05)
-        (1.0, 0.49, 2),
-        (1.0, 0.51, 0),
-        (1.0, 0.79, 0),
-        (1.0, 0.81, 3),
-        (1.0, 0.96, 1),
+        (0.999, 0.0, 2),  # order: token 2 (.5), token 0 (.3), token 3 (.15), token 1 (.05)
+        (0.999, 0.49, 2),
+        (0.999, 0.51, 0),
+        (0.999, 0.79, 0),
+        (0.999, 0.81, 3),
+        (0.999, 0.96, 1),
         (0.7, 0.61, 2),  # nucleus {2, 0}, mass .8: token 2 up to .625
         (0.7, 0.64, 0),
         (0.7, 0.999, 0),
         (0.5, 0.999, 2),  # the first token alone already has the mass
         (0.01, 0.999, 2),
+        (1.0, 0.0, 0),  # all tokens, in their own order
+        (1.0, 0.29, 0),
+        (1.0, 0.31, 1),
+        (1.0, 0.36, 2),
+        (1.0, 0.86, 3),
+        (1.0, 1.0 - 2**-24, 3),
     ],
 )
 def test_nucleus_by_hand(top_p: float, uniform: float, token: int) -> None:
@@ -62,15 +68,15 @@ def test_nucleus_by_hand(top_p: float, uniform: float, token: int) -> None:
 
 def test_temperature_sharpens_and_flattens() -> None:
     """At temperature 1/2 probabilities are squared: .25 and .75 become .1 and .9."""
-    assert sample([0.25, 0.75], 1.0, 0.76) == 0
-    assert sample([0.25, 0.75], 1.0, 0.89, temperature=0.5) == 1
-    assert sample([0.25, 0.75], 1.0, 0.91, temperature=0.5) == 0
+    assert sample([0.25, 0.75], 1.0, 0.24) == 0
+    assert sample([0.25, 0.75], 1.0, 0.09, temperature=0.5) == 0
+    assert sample([0.25, 0.75], 1.0, 0.11, temperature=0.5) == 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     weights=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=12, unique=True),
-    top_p=st.floats(0.01, 1.0),
+    top_p=st.floats(0.01, 0.999),
     uniform=st.floats(0.0, 1.0, exclude_max=True),
 )
 def test_nucleus_against_brute_force(weights: list[float], top_p: float, uniform: float) -> None:

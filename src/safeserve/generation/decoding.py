@@ -33,10 +33,22 @@ def nucleus_sample(logits: Tensor, temperature: float, top_p: float, uniform: Te
         Token ids, [rows].
     """
     probabilities = torch.softmax(logits / temperature, dim=-1)
+    if top_p >= 1:  # every token may come, so nothing needs to be in order
+        cumulative = probabilities.cumsum(dim=-1)
+        position = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:], right=True)
+        return position.squeeze(-1).clamp(max=logits.shape[-1] - 1)  # rounding may reach the very end
     # Sorting a whole vocabulary costs more than a forward pass of a small model, and the nucleus is nearly always few.
     ordered, order = torch.topk(probabilities, min(HEAD, probabilities.shape[-1]), dim=-1)
-    if bool((ordered.sum(-1) < top_p).any()):
-        ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+    tokens = _from_nucleus(ordered, order, top_p, uniform)
+    wide = ordered.sum(-1) < top_p
+    if bool(wide.any()):
+        ordered, order = torch.sort(probabilities[wide], dim=-1, descending=True, stable=True)
+        tokens[wide] = _from_nucleus(ordered, order, top_p, uniform[wide])
+    return tokens
+
+
+def _from_nucleus(ordered: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """The token that each row's number falls on; ``ordered`` are the highest probabilities, of the tokens ``order``."""
     cumulative = ordered.cumsum(dim=-1)
     # Mass before a token below top_p means that the token belongs to the nucleus (the first always does).
     before = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative[:, :-1]], dim=-1)
