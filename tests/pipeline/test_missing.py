@@ -9,7 +9,9 @@ import pytest
 
 from safeserve.core.errors import UserError
 from safeserve.pipeline.missing import fitted
+from safeserve.pipeline.plan import plan, plan_text
 from safeserve.pipeline.recipe import Recipe, parse_recipe
+from safeserve.pipeline.run import Run
 
 SIT = {"method": "sit", "safety": "starter/safety"}
 
@@ -63,3 +65,12 @@ def test_a_data_root_that_lacks_a_set(tmp_path: Path) -> None:
     found, reasons = fitted(parse_recipe(tree, "own.yaml"))
     assert not found.train
     assert "pku" in reasons["lost"]
+
+
+def test_the_plan_and_every_run_obey_it(tmp_path: Path) -> None:
+    made = recipe(lost={**SIT, "safety": "nowhere/none.jsonl"})
+    todo = plan(made, tmp_path)
+    assert [stage["stage"] for stage in todo["stages"]] == ["eval-base", "train-sit", "eval-sit"]
+    assert list(todo["not_run"]) == ["lost"]
+    assert "not run: lost: " in plan_text(todo)
+    assert list(Run(made, tmp_path).recipe.train) == ["sit"]

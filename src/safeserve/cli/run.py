@@ -85,18 +85,13 @@ def execute(
 
     loaded = load_recipe(recipe, changes)
     quiet_libraries()
-    from safeserve.pipeline.missing import fitted
-
-    loaded, not_run = fitted(loaded)
-    for stage, reason in not_run.items():
-        print(f"not run: {stage}: {reason}", file=sys.stderr)
     if dry_run:
         show_plan(loaded, folder, as_json)
         return 0
     from safeserve.pipeline.run import Run
 
-    run = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, started=STARTED, not_run=not_run)
-    outcome = run.execute()
+    run = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, started=STARTED)
+    outcome, loaded = run.execute(), run.recipe
     if as_json:
         print_json(
             {

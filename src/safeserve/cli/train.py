@@ -125,7 +125,9 @@ def _train(
         return
     from safeserve.pipeline.run import Run
 
-    Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, only=stages, started=STARTED).execute()
+    run = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, only=stages, started=STARTED)
+    run.execute()
+    stages = [name for name in stages if name in run.recipe.train]
     results = {name: read_json(folder / "stages" / f"train-{name}" / "metrics.json") for name in stages}
     if as_json:
         print_json(results)
@@ -137,7 +139,7 @@ def _train(
     if method in ("reward", "cost"):
         extra = "invert: true\\n" if method == "cost" else ""
         made = [f"printf 'kind: reward\\nmodel: {folder / 'models' / name}\\n{extra}' > {name}.yaml" for name in stages]
-        next_commands(*made, f"safeserve score RUN:MODEL --judge {stages[0]}.yaml")
+        next_commands(*made, *(f"safeserve score RUN:MODEL --judge {name}.yaml" for name in stages[:1]))
         return
     next_commands(*(f"safeserve eval {folder / 'models' / name} --suite starter" for name in stages))
 

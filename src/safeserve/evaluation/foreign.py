@@ -76,10 +76,10 @@ def read_sides(a: str, b: str, options: ForeignOptions) -> tuple[EvalFolder, Eva
         one = adopt_ids(one, two)
     elif is_foreign(b) and not is_foreign(a):
         two = adopt_ids(two, one)
-    return _told_apart(one, two)
+    return told_apart(one, two)
 
 
-def _told_apart(one: EvalFolder, two: EvalFolder) -> tuple[EvalFolder, EvalFolder]:
+def told_apart(one: EvalFolder, two: EvalFolder) -> tuple[EvalFolder, EvalFolder]:
     """Two models of one name (the ``base`` of two runs, say) get their runs' names before it."""
     if one.model == two.model:
         names = [f"{side.path.resolve().parent.parent.name}:{side.model}" for side in (one, two)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from safeserve.models.kernels import rotate
+from safeserve.models.prefix import Span
 
 if TYPE_CHECKING:
     from safeserve.models.decoder import Decoder
@@ -90,16 +91,6 @@ def _group(texts: Sequence[Ids], part: Sequence[int], shared: int) -> Group:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """``length`` tokens from the flat ``start`` on, after ``before`` tokens from ``prefix`` on that they also see."""
-
-    start: int
-    length: int
-    prefix: int = 0
-    before: int = 0
-
-
-@dataclass(frozen=True)
 class _Block:
     """Segments of similar length, padded: on the left before their prefix, on the right after their own tokens.
 
@@ -132,18 +123,18 @@ class Batch:
     def __init__(self, texts: Sequence[Ids], groups: Sequence[Group], device: torch.device | str) -> None:
         ids: list[int] = []
         positions: list[int] = []
-        segments: list[_Segment] = []
-        spans: list[tuple[_Segment, int]] = []
+        segments: list[Span] = []
+        spans: list[tuple[Span, int]] = []
         self.texts: list[int] = []
         for group in groups:
             prefix, shared = len(ids), group.shared
             if shared:
                 ids += texts[group.texts[0]][:shared]
                 positions += range(shared)
-                segments.append(_Segment(prefix, shared))
+                segments.append(Span(prefix, shared, prefix, 0))
             for number in group.texts:
                 own = texts[number][shared:]
-                segments.append(_Segment(len(ids), len(own), prefix, shared))
+                segments.append(Span(len(ids), len(own), prefix, shared))
                 spans.append((segments[-1], number))
                 ids += own
                 positions += range(shared, shared + len(own))
@@ -152,7 +143,7 @@ class Batch:
         self.positions = torch.tensor(positions, dtype=torch.long, device=device)
         every = torch.arange(len(ids), device=device)
         self.where = [
-            torch.cat([every[s.prefix : s.prefix + s.before], every[s.start : s.start + s.length]]) for s, _ in spans
+            torch.cat([every[s.prefix : s.prefix + s.before], every[s.start : s.start + s.own]]) for s, _ in spans
         ]
         self.real = sum(len(indices) for indices in self.where)
         self._blocks = [_block(part, device) for part in _similar(segments)]
@@ -178,28 +169,28 @@ class Batch:
         return out.flatten(1)
 
 
-def _similar(segments: Sequence[_Segment]) -> Iterator[list[_Segment]]:
+def _similar(segments: Sequence[Span]) -> Iterator[list[Span]]:
     """Segments in blocks of similar length, those that see a prefix apart from those that see none."""
-    block: list[_Segment] = []
+    block: list[Span] = []
     keys = 0
-    for segment in sorted(segments, key=lambda s: (s.before > 0, s.length, s.before)):
-        wider = max(keys, segment.before + segment.length)
+    for segment in sorted(segments, key=lambda s: (s.before > 0, s.own, s.before)):
+        wider = max(keys, segment.keys)
         if block and ((segment.before > 0) != (block[0].before > 0) or wider * (len(block) + 1) > BLOCK_KEYS):
             yield block
-            block, wider = [], segment.before + segment.length
+            block, wider = [], segment.keys
         block.append(segment)
         keys = wider
     yield block
 
 
-def _block(segments: Sequence[_Segment], device: torch.device | str) -> _Block:
+def _block(segments: Sequence[Span], device: torch.device | str) -> _Block:
     def column(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device).unsqueeze(1)
 
     start, length, prefix, before = (
-        column([getattr(segment, name) for segment in segments]) for name in ("start", "length", "prefix", "before")
+        column([getattr(segment, name) for segment in segments]) for name in ("start", "own", "prefix", "before")
     )
-    own = torch.arange(max(segment.length for segment in segments), device=device)
+    own = torch.arange(max(segment.own for segment in segments), device=device)
     seen = torch.arange(max(segment.before for segment in segments), device=device)
     # Padding reads the segment's first token: any will do, nobody sees what comes of it.
     queries = torch.where(own < length, start + own, start)

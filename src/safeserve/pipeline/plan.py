@@ -15,6 +15,7 @@ from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, load_suite
 from safeserve.pipeline.counts import Answers
 from safeserve.pipeline.machine import gib
+from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.outlook import Outlook
 from safeserve.pipeline.recipe import Recipe
 from safeserve.pipeline.rows import Sources, stage_rows
@@ -125,6 +126,7 @@ def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dic
     Args:
         only: train only these stages (and what they start from), and evaluate nothing.
     """
+    recipe, not_run = fitted(recipe)
     prompts: dict[Benchmark, list[Prompt]] = {}
     if recipe.evaluate:
         options = recipe.evaluate
@@ -137,7 +139,7 @@ def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dic
             stages.append(planner.training(name))
         if recipe.evaluate and only is None and name in recipe.evaluate.models:
             stages.append(planner.evaluation(name))
-    todo: dict[str, Any] = {"run": str(folder), "model": recipe.model, "stages": stages}
+    todo: dict[str, Any] = {"run": str(folder), "model": recipe.model, "stages": stages, "not_run": not_run}
     if outlook is None:
         return {**todo, "not_predicted": reason}
     ahead = [stage for stage in stages if not stage["done"]]
@@ -179,6 +181,7 @@ def plan_text(todo: dict[str, Any]) -> str:
         if "tokens" in stage and not stage["done"]:
             cost = f"about {clock(stage['seconds'])}, {gib(stage['peak_memory_bytes']):.1f} GiB"
             lines.append(f"  {'':20} tokens: {_tokens(stage)}; {cost}")
+    lines += [f"  not run: {stage}: {reason}" for stage, reason in todo["not_run"].items()]
     if "not_predicted" in todo:
         return "\n".join([*lines, f"Tokens, time and memory are not predicted: {todo['not_predicted']}."])
     machine, free = todo["machine"], todo["free_memory_bytes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from safeserve.generation.llm_client import ClientOptions, ServerOptions
 from safeserve.judging.registry import make_judge
 from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dtype
 from safeserve.pipeline.machine import describe_machine, gib, peak_memory_bytes, reset_peak_memory
+from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.plan import models_in_order
 from safeserve.pipeline.raft import check_picks, judge_maker
 from safeserve.pipeline.recipe import Recipe
@@ -54,11 +55,13 @@ class Outcome:
 class Run:
     """One recipe in one run folder.
 
+    Attributes:
+        recipe: what is run: the given one, without the stages that ``data.skip_missing`` takes out.
+
     Args:
         redo: discard stages whose inputs changed (and what was made from them) instead of refusing.
         only: train only these stages (and what they start from), and evaluate nothing.
         started: when the command began, by ``time.monotonic``; what comes before the first stage is told from it.
-        not_run: stages that were taken out of the recipe, and why; noted in the manifest.
     """
 
     def __init__(
@@ -71,11 +74,10 @@ class Run:
         quiet: bool = False,
         only: Sequence[str] | None = None,
         started: float | None = None,
-        not_run: Mapping[str, str] | None = None,
     ) -> None:
-        self.recipe, self.folder, self.command, self.redo, self.quiet = recipe, folder, command, redo, quiet
+        self.folder, self.command, self.redo, self.quiet = folder, command, redo, quiet
+        self.recipe, self._not_run = fitted(recipe)
         self.only = only
-        self._not_run = dict(not_run or {})
         self._started = time.monotonic() if started is None else started
         self._overhead: dict[str, float] = {}
         self._costs = Costs()
@@ -105,6 +107,8 @@ class Run:
 
     def _execute(self) -> None:
         self._hashes["base"] = stable_hash([self._base_identity(), self._dtype()])
+        for stage, reason in self._not_run.items():
+            self._say(f"not run: {stage}: {reason}")
         self._overhead["start"] = round(time.monotonic() - self._started, 1)
         for name in models_in_order(self.recipe, self.only):
             if name in self.recipe.train:

@@ -45,6 +45,11 @@ class ReportInput:
     analysis: Mapping[str, Any] | None = None
     doses: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def candidate(self) -> str:
+        """The model that the verdict is about, else the last one."""
+        return str(self.verdict["candidate"]) if self.verdict else list(self.summaries)[-1]
+
 
 def report_from_run(run_dir: Path) -> ReportInput:
     """Read a run directory; what a run has not produced yet is left out of the page.
@@ -53,7 +58,7 @@ def report_from_run(run_dir: Path) -> ReportInput:
         EvidenceError: nothing has been evaluated yet.
         UserError: a file in it is broken (file and line).
     """
-    recipe = _recipe(run_dir / "recipe.yaml")
+    recipe = recipe_of(run_dir)
     measured = _part(recipe, "evaluate").get("models")
     folders = [
         read_eval(path.parent)
@@ -64,8 +69,8 @@ def report_from_run(run_dir: Path) -> ReportInput:
         raise EvidenceError(
             f"{run_dir}: nothing has been evaluated yet, so there is nothing to report. Run `safeserve run`."
         )
-    manifest = _read_optional(run_dir / "manifest.json") or {}
-    verdict = _read_optional(run_dir / "verdict.json")
+    manifest = read_optional(run_dir / "manifest.json") or {}
+    verdict = read_optional(run_dir / "verdict.json")
     trained = ["base", *_part(recipe, "train")]
     folders.sort(key=lambda folder: _position(trained, folder.path.name))
     stages = sorted((run_dir / "stages").glob("*/metrics.json"), key=lambda path: path.parent.name)
@@ -86,15 +91,6 @@ def report_from_run(run_dir: Path) -> ReportInput:
         analysis=_analysis(run_dir, folders),
         doses=doses(run_dir),
     )
-
-
-def recipe_of(run_dir: Path) -> dict[str, Any]:
-    """The run's recipe.yaml; empty where the folder holds evaluations alone.
-
-    Raises:
-        UserError: it is not valid YAML.
-    """
-    return _recipe(run_dir / "recipe.yaml")
 
 
 def doses(run_dir: Path) -> dict[str, int]:
@@ -180,14 +176,19 @@ def _main_comparison(run_dir: Path, verdict: Mapping[str, Any] | None) -> dict[s
 
 def _analysis(run_dir: Path, folders: Sequence[EvalFolder]) -> dict[str, Any] | None:
     """The run's analysis, unless something was evaluated or judged again since."""
-    found = _read_optional(run_dir / "analysis" / "analysis.json")
+    found = read_optional(run_dir / "analysis" / "analysis.json")
     now = {folder.path.name: stable_hash(folder.meta) for folder in folders}
     made_from = found.get("inputs", {}) if isinstance(found, dict) else {}
     return found if made_from and all(now.get(model) == inputs for model, inputs in made_from.items()) else None
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    """recipe.yaml; empty where the folder holds evaluations alone."""
+def recipe_of(run_dir: Path) -> dict[str, Any]:
+    """The run's recipe.yaml; empty where the folder holds evaluations alone.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
+    path = run_dir / "recipe.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -204,5 +205,6 @@ def _position(names: Sequence[str], name: str) -> int:
     return names.index(name) if name in names else len(names)
 
 
-def _read_optional(path: Path) -> dict[str, Any] | None:
+def read_optional(path: Path) -> dict[str, Any] | None:
+    """A JSON file of a run that may not be there yet."""
     return read_json(path) if path.exists() else None

@@ -16,7 +16,7 @@ from safeserve.core.runs import write_bytes, write_text
 from safeserve.report.charts import MODE_ORDER
 from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.overview import trade_off
-from safeserve.report.rows import comparison_rows, main_judge, mode_totals, summary_rows, words
+from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import latex
 
@@ -78,8 +78,7 @@ def write_figures(run_dir: Path, out: Path, forms: Sequence[str] = get_args(Form
 
 def _figures(run: ReportInput) -> Iterator[tuple[str, Any]]:
     """(file name, figure) of each picture that the run has numbers for."""
-    candidate = str(run.verdict["candidate"]) if run.verdict else list(run.summaries)[-1]
-    if (shown := trade_off(run.summaries, candidate, {})) is not None:
+    if (shown := trade_off(run.summaries, run.candidate, {})) is not None:
         yield "trade_off", _trade_off(shown)
     rates = {metric: found for metric, _ in _RATES if (found := _by_benchmark(run.summaries, metric))}
     if rates:
@@ -194,10 +193,8 @@ def _by_benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str) -> di
     """Benchmark to model to the metric's cell, where it was measured."""
     found: dict[str, dict[str, Any]] = {}
     for model, summary in summaries.items():
-        for benchmark, part in summary.get("benchmarks", {}).items():
-            judge = main_judge(metric, part["judges"])
-            cell = part["judges"][judge]["metrics"].get(metric) if judge else None
-            if cell and cell.get("rate") is not None:
+        for benchmark in summary.get("benchmarks", {}):
+            if cell := metric_cell(summary, benchmark, metric):
                 found.setdefault(benchmark, {})[model] = cell
     return found
 

@@ -62,7 +62,7 @@ def render_report(run: ReportInput) -> str:
             headline=_headline(run),
             panels=panels,
             by_dose=dose_charts(run.summaries, run.doses),
-            overview=trade_off(run.summaries, _candidate(run), _policy_limits(run.verdict)),
+            overview=trade_off(run.summaries, run.candidate, _policy_limits(run.verdict)),
             corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
             rows=comparison_rows(run.comparison) if run.comparison else [],
             measured=[]
@@ -150,12 +150,7 @@ def _policy_limits(verdict: Mapping[str, Any] | None) -> dict[tuple[str, str], f
 
 def _tone(run: ReportInput, model: str) -> str:
     """The model that the verdict is about stands out, the others are quiet."""
-    return "candidate" if model == _candidate(run) else "other"
-
-
-def _candidate(run: ReportInput) -> str:
-    """The model that the verdict is about, else the last one."""
-    return str(run.verdict["candidate"]) if run.verdict else list(run.summaries)[-1]
+    return "candidate" if model == run.candidate else "other"
 
 
 def _sides(run: ReportInput) -> list[str]:

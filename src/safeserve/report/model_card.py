@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError
-from safeserve.core.runs import read_json, write_text
+from safeserve.core.runs import write_text
 from safeserve.data.catalogue import SOURCES
 from safeserve.data.source_types import OWN, HubFile
 from safeserve.models import embedded
-from safeserve.report.content import recipe_of
+from safeserve.report.content import read_optional, recipe_of
 from safeserve.report.rows import hygiene_notes, summary_rows
 from safeserve.report.tables import markdown_table, verdict_sentence
 from safeserve.report.words import code, markdown
 
-CARD, RECIPE = "README.md", "recipe.yaml"
+CARD = "README.md"
 SCORERS = ("reward", "cost")
 """Methods whose result is no language model."""
 LIMITS = (
@@ -36,7 +36,7 @@ def write_cards(run_dir: Path) -> list[Path]:
 
     Reward and cost models have none: they answer nothing, and their metrics.json tells how well they rank.
     """
-    stages = (_recipe(run_dir).get("train") or {}) if (run_dir / RECIPE).exists() else {}
+    stages = recipe_of(run_dir).get("train") or {}
     made = []
     for name, stage in stages.items():
         folder = run_dir / "models" / name
@@ -55,13 +55,13 @@ def model_card(run_dir: Path, name: str) -> str:
     Raises:
         UserError: the run has no such trained model, or a file of it is broken.
     """
-    recipe = _recipe(run_dir)
+    recipe = recipe_of(run_dir)
     stages = recipe.get("train") or {}
     if name not in stages:
         raise UserError(f"{run_dir}: its recipe trains no model {name}. It trains: {', '.join(stages) or 'none'}.")
-    manifest = _optional(run_dir / "manifest.json")
-    summary = _optional(run_dir / "evals" / name / "summary.json")
-    verdict = _optional(run_dir / "verdict.json")
+    manifest = read_optional(run_dir / "manifest.json") or {}
+    summary = read_optional(run_dir / "evals" / name / "summary.json") or {}
+    verdict = read_optional(run_dir / "verdict.json") or {}
     chain = list(_chain(stages, name))
     data = _training_data(run_dir, chain)
     parts = [
@@ -180,7 +180,7 @@ def _limits(name: str, summary: Mapping[str, Any], verdict: Mapping[str, Any]) -
 def _reproduce(manifest: Mapping[str, Any], run_dir: Path) -> str:
     """The recipe's command and not the one typed last, which may differ by an option that changes nothing."""
     version = f" (safeserve {manifest['safeserve']})" if "safeserve" in manifest else ""
-    command = code(f"safeserve run {run_dir.resolve().name}/{RECIPE}")
+    command = code(f"safeserve run {run_dir.resolve().name}/recipe.yaml")
     return f"{command}{markdown(version)}\n\nThe recipe, the data's hashes and every answer are in the run's folder."
 
 
@@ -195,7 +195,7 @@ def _chain(stages: Mapping[str, Any], name: str) -> Iterator[str]:
 def _training_data(run_dir: Path, chain: Sequence[str]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for stage in chain:
-        data |= _optional(run_dir / "stages" / f"train-{stage}" / "metrics.json").get("data", {})
+        data |= (read_optional(run_dir / "stages" / f"train-{stage}" / "metrics.json") or {}).get("data", {})
     return data
 
 
@@ -223,13 +223,3 @@ def _hub_name(model: str) -> str | None:
     if model in (embedded.NAME, embedded.HUB_NAME):
         return embedded.HUB_ID
     return None if Path(model).expanduser().exists() or model.count("/") != 1 else model.partition("@")[0]
-
-
-def _recipe(run_dir: Path) -> dict[str, Any]:
-    if not (run_dir / RECIPE).exists():
-        raise UserError(f"{run_dir}: has no {RECIPE}, so nothing was trained here.")
-    return recipe_of(run_dir)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

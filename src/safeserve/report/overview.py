@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from safeserve.report.charts import Line, line_chart
-from safeserve.report.rows import interval_text, main_judge, percent
+from safeserve.report.rows import interval_text, metric_cell, percent
 
 SAFE, REFUSED, CORRECT = "safe_rate", "over_refusal_rate", "accuracy"
 _TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 266.0, 7.0, 97.0
@@ -58,10 +58,10 @@ def trade_off(
         return None
     points = []
     for model, summary in summaries.items():
-        safe, refused = _cell(summary, harmful, SAFE), _cell(summary, benign, REFUSED)
+        safe, refused = metric_cell(summary, harmful, SAFE), metric_cell(summary, benign, REFUSED)
         if safe is None or refused is None:
             return None
-        correct = _cell(summary, helpful, CORRECT) if helpful else None
+        correct = metric_cell(summary, helpful, CORRECT) if helpful else None
         points.append(Point(model, safe, refused, correct, model == candidate))
     svg = _drawn(points, limits.get((SAFE, harmful)), limits.get((REFUSED, benign)))
     return TradeOff(tuple(points), harmful, benign, helpful, svg)
@@ -87,7 +87,7 @@ def dose_charts(summaries: Mapping[str, Mapping[str, Any]], doses: Mapping[str, 
     for metric, title in ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correct")):
         lines = []
         for benchmark in dict.fromkeys(b for _, model in measured for b in summaries[model].get("benchmarks", {})):
-            cells = [(dose, _cell(summaries[model], benchmark, metric)) for dose, model in measured]
+            cells = [(dose, metric_cell(summaries[model], benchmark, metric)) for dose, model in measured]
             points = tuple((float(dose), float(cell["rate"])) for dose, cell in cells if cell)
             if len(points) > 1:
                 lines.append(Line(benchmark, points))
@@ -103,15 +103,8 @@ def _benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str, limits: 
     parts = [summary.get("benchmarks", {}) for summary in summaries.values()]
     shared = [name for name in parts[0] if all(name in other for other in parts)] if parts else []
     named = [benchmark for of, benchmark in limits if of == metric and benchmark in shared]
-    measured = [name for name in shared if all(_cell(summary, name, metric) for summary in summaries.values())]
+    measured = [name for name in shared if all(metric_cell(summary, name, metric) for summary in summaries.values())]
     return next(iter([*named, *measured]), "")
-
-
-def _cell(summary: Mapping[str, Any], benchmark: str, metric: str) -> Cell | None:
-    judges = summary.get("benchmarks", {}).get(benchmark, {}).get("judges", {})
-    judge = main_judge(metric, judges)
-    cell: Cell | None = judges[judge]["metrics"].get(metric) if judge else None
-    return cell if cell and cell.get("rate") is not None else None
 
 
 def _drawn(points: Sequence[Point], least_safe: float | None, most_refused: float | None) -> Markup:

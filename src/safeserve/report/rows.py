@@ -91,6 +91,14 @@ def main_judge(metric: str, judges: Iterable[str]) -> str | None:
     return min(found, key=lambda judge: ranks.get(family(judge), len(ranks)), default=None)
 
 
+def metric_cell(summary: Mapping[str, Any], benchmark: str, metric: str) -> Mapping[str, Any] | None:
+    """A benchmark's cell of a rate by its :func:`main_judge`; None where nothing was measured."""
+    judges = summary.get("benchmarks", {}).get(benchmark, {}).get("judges", {})
+    judge = main_judge(metric, judges)
+    cell: Mapping[str, Any] | None = judges[judge]["metrics"].get(metric) if judge else None
+    return cell if cell and cell.get("rate") is not None else None
+
+
 def shown_metrics(judges: Iterable[str], every: bool = False) -> list[Metric]:
     """What tables show of these judges, titled: the modes first, then the others with their judge's name.
 

@@ -18,7 +18,7 @@ from safeserve.evaluation.metrics import find_metric
 from safeserve.judging.registry import mode_judge
 from safeserve.report.content import doses, recipe_of
 from safeserve.report.paper_numbers import DPO, HELPFUL, HELPFUL_BY_DOSE, HELPFUL_DPO, RAFT, SAFE_BY_DOSE, SETS
-from safeserve.report.rows import interval_text, main_judge, percent
+from safeserve.report.rows import interval_text, main_judge, number, percent
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import markdown
 
@@ -250,7 +250,7 @@ def _iterations(study: Study) -> list[str]:
     for name, rows in study.curves.items():
         quantities = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "step"]
         if quantities:
-            cells = [(f"{row['step']:g}", *(_number(row.get(key)) for key in quantities)) for row in rows]
+            cells = [(f"{row['step']:g}", *(number(row.get(key)) for key in quantities)) for row in rows]
             headings = ("iteration", *(key.removeprefix("eval_").replace("_", " ") for key in quantities))
             parts += [f"### {markdown(name)} by iteration", _table(headings, cells, 1)]
     return parts
@@ -296,10 +296,6 @@ def _dose_name(study: Study, dose: int) -> str | None:
 def _headings(columns: Sequence[str]) -> tuple[str, ...]:
     names = {"mean_bleu": "BLEU", "mean_rouge_l": "ROUGE-L"}
     return tuple(f"{names.get(one, one)}, {side}" for one in columns for side in ("paper", "here"))
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,9 +21,10 @@ from safeserve.core.errors import EnvironmentFault, SafeserveError, UserError
 from safeserve.core.runs import read_json
 from safeserve.evaluation.compare import compare
 from safeserve.evaluation.folder import read_eval
+from safeserve.evaluation.foreign import told_apart
 from safeserve.report.content import ReportInput, report_from_run, sample_rows
 from safeserve.report.html import PANELS, page_environment, render_report, template
-from safeserve.report.rows import main_judge, percent
+from safeserve.report.rows import metric_cell, percent
 
 HOSTS = ("localhost", "127.0.0.1")
 
@@ -89,9 +90,7 @@ def comparison_page(folder: Path, a: str, b: str) -> str:
     Raises:
         UserError: not in the list, or two that must not be compared.
     """
-    sides = [read_eval(_eval_folder(folder, reference)) for reference in (a, b)]
-    names = [a, b] if sides[0].model == sides[1].model else [side.model for side in sides]
-    one, two = (replace(side, model=name) for side, name in zip(sides, names, strict=True))
+    one, two = told_apart(*(read_eval(_eval_folder(folder, reference)) for reference in (a, b)))
     return render_report(
         ReportInput(
             title=f"{a} and {b}",
@@ -181,12 +180,8 @@ def _rates(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """Each panel's rate, from the first benchmark that has it."""
     found = []
     for _, _, metric, _ in PANELS:
-        cells = (
-            part["judges"][judge]["metrics"].get(metric)
-            for part in summary.get("benchmarks", {}).values()
-            if (judge := main_judge(metric, part["judges"]))
-        )
-        cell = next((cell for cell in cells if cell and cell.get("rate") is not None), None)
+        cells = (metric_cell(summary, benchmark, metric) for benchmark in summary.get("benchmarks", {}))
+        cell = next(filter(None, cells), None)
         found.append(percent(cell["rate"]) if cell else "–")
     return tuple(found)
 
