@@ -53,6 +53,9 @@ def test_every_benchmark_reads_a_named_source_and_has_one_meaning() -> None:
     assert find_benchmark("of-mine") is None
     assert {b.name for b in suite("paper")} <= {b.name for b in suite("bianchi")}
     assert [b.name for b in suite("over-refusal+public")].count("XSTest-safe") == 1
+    assert [b.name for b in suite("AdvBench+XSTest-safe+starter")][:3] == ["AdvBench", "XSTest-safe", "starter-harmful"]
+    with pytest.raises(UserError, match=r'unknown name "XSTest-save"\. Did you mean "XSTest-safe"\?'):
+        suite("starter+XSTest-save")
 
 
 def test_one_token_is_no_text_for_general_judges() -> None:

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from safeserve.core.runs import read_json
+from safeserve.core.runs import read_json, write_json, write_text
+from safeserve.report.figures import write_figures
 from safeserve.report.html import render_report, report_from_run
-from safeserve.report.overview import dose_charts, trade_off
+from safeserve.report.overview import coverage_charts, dose_charts, trade_off
 
 
 def cell(rate: float) -> dict[str, Any]:
@@ -91,3 +92,20 @@ def test_rates_over_the_dose() -> None:
     assert 'points="0.0,80.0 75.0,55.0 300.0,5.0"' in str(charts[0].svg)
     assert dose_charts(models, {"none": 0}) == []
     assert dose_charts(models, {"none": 100, "some": 100}) == []
+
+
+def test_coverage_stands_on_the_page_and_in_a_figure(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run()
+    assert "What RAFT could select from" not in render_report(report_from_run(run))
+    write_text(run / "recipe.yaml", "train: {raft: {method: raft}, unfinished: {method: raft}}\n")
+    curve = [{"k": 1, "coverage": 0.25, "prompts": 8}, {"k": 2, "coverage": 0.5, "prompts": 8}]
+    found = {"coverage": curve, "coverage_by": "guard", "warnings": ["a & b"]}
+    write_json(run / "stages" / "train-raft" / "iter-1" / "preflight.json", found)
+    (chart,) = coverage_charts(report_from_run(run).preflights)
+    assert (chart.stage, chart.prompts, chart.points) == ("raft", 8, ((1, 0.25), (2, 0.5)))
+    # 25 and 50 % of 100 pixels, from 105 upwards; k = 1 and k = 2 at both ends of 300
+    assert 'points="0.0,80.0 300.0,55.0"' in chart.svg
+    page = render_report(report_from_run(run))
+    assert "k = 2: 50.0 %" in page
+    assert "raft: a &amp; b" in page
+    assert "coverage.svg" in {path.name for path in write_figures(run, tmp_path / "figures", ["svg"])}

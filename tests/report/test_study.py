@@ -75,6 +75,9 @@ def run(tmp_path: Path) -> Path:
     write_json(folder / "manifest.json", {"note": "Only a trial.", "not_run": gone})
     curves = {"train": [], "validation": [{"step": 0, "safe_rate": 0.4}, {"step": 1, "safe_rate": 0.5}]}
     write_json(folder / "stages" / "train-raft-harm" / "metrics.json", {"curves": curves})
+    found = [{"k": k, "coverage": 0.1 * k, "prompts": 50} for k in (1, 2, 3, 4)]
+    preflight = {"coverage": found, "coverage_by": "guard", "warnings": []}
+    write_json(folder / "stages" / "train-raft-harm" / "iter-1" / "preflight.json", preflight)
     return folder
 
 
@@ -98,6 +101,8 @@ def test_cells_are_measured_or_say_what_they_need(run: Path) -> None:
     assert rows(text, "300")[0][2] == "not run: not in this scale"
     assert "### raft-harm by iteration" in text
     assert ["1", "0.5"] in rows(text, "1")
+    assert "| start of | safe by the | prompts | k = 1 | k = 2 | k = 4 |" in text
+    assert ["raft-harm", "guard", "50", "10.0 %", "20.0 %", "40.0 %"] in rows(text, "raft-harm")
     assert "needs safety-tuned-llamas" in text.split("## Not run")[1]
 
 

@@ -120,16 +120,19 @@ the paper measured. ``bianchi``: the same with the other sets of Safety-Tuned LL
 
 
 def suite(names: str | Sequence[str]) -> tuple[Benchmark, ...]:
-    """The benchmarks of one suite, or of several ("starter+public", or a list).
+    """The benchmarks of suites and single ones by name, joined ("starter+AdvBench", or a list).
 
     Raises:
-        UserError: a name that is no suite.
+        UserError: a name that is neither a suite nor a benchmark.
     """
     chosen: dict[str, Benchmark] = {}
     for name in names.split("+") if isinstance(names, str) else names:
-        if name not in SUITES:
-            raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, SUITES)}')
-        chosen.update({benchmark.name: benchmark for benchmark in SUITES[name]})
+        single = find_benchmark(name)
+        group = SUITES.get(name) or ((single,) if single else None)
+        if group is None:
+            known = {*SUITES, *(benchmark.name for group in SUITES.values() for benchmark in group)}
+            raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, known)}')
+        chosen.update({benchmark.name: benchmark for benchmark in group})
     return tuple(chosen.values())
 
 

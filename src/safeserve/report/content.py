@@ -31,6 +31,7 @@ class ReportInput:
         command: what to type to get the same result.
         manifest: manifest.json; any key may be missing.
         doses: SIT models by how many safety demonstrations they saw.
+        preflights: RAFT stages by what their pre-flight found (iter-1/preflight.json).
         analysis: analysis/analysis.json, or None where there is none of these evaluations.
     """
 
@@ -44,6 +45,7 @@ class ReportInput:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     analysis: Mapping[str, Any] | None = None
     doses: Mapping[str, int] = field(default_factory=dict)
+    preflights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def candidate(self) -> str:
@@ -90,15 +92,21 @@ def report_from_run(run_dir: Path) -> ReportInput:
         manifest=manifest,
         analysis=_analysis(run_dir, folders),
         doses=doses(run_dir),
+        preflights=preflights(run_dir),
     )
+
+
+def preflights(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """What the pre-flight of each RAFT stage of the run's recipe found, where it got so far."""
+    paths = {name: run_dir / "stages" / f"train-{name}" / "iter-1" / "preflight.json" for name in _stages(run_dir)}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def doses(run_dir: Path) -> dict[str, int]:
     """How many safety demonstrations each SIT model of the run's recipe saw, where the recipe says a number."""
-    stages = _part(recipe_of(run_dir), "train")
     return {
         name: stage["dose"]
-        for name, stage in stages.items()
+        for name, stage in _stages(run_dir).items()
         if isinstance(stage, dict) and stage.get("method") == "sit" and isinstance(stage.get("dose"), int)
     }
 
@@ -194,6 +202,10 @@ def recipe_of(run_dir: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{path}: not valid YAML. Run the recipe again to write it anew.") from None
     return content if isinstance(content, dict) else {}
+
+
+def _stages(run_dir: Path) -> dict[str, Any]:
+    return _part(recipe_of(run_dir), "train")
 
 
 def _part(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:

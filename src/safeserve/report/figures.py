@@ -15,7 +15,7 @@ from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
 from safeserve.core.runs import write_bytes, write_text
 from safeserve.report.charts import MODE_ORDER
 from safeserve.report.content import ReportInput, report_from_run
-from safeserve.report.overview import trade_off
+from safeserve.report.overview import CoverageChart, coverage_charts, trade_off
 from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import latex
@@ -87,6 +87,8 @@ def _figures(run: ReportInput) -> Iterator[tuple[str, Any]]:
         yield "modes", _modes(totals, (run.comparison["a"], run.comparison["b"]))
     if len(measured := {model: amount for model, amount in run.doses.items() if model in run.summaries}) > 1:
         yield "doses", _doses(rates, measured)
+    if coverage := coverage_charts(run.preflights):
+        yield "coverage", _coverage(coverage)
     for stage, parts in run.curves.items():
         quantities = {key for rows in parts.values() for row in rows for key in row} - {"step", "epoch"}
         if drawn := [key for key in sorted(quantities) if any(key in row for row in parts.get("train", ()))]:
@@ -171,6 +173,17 @@ def _doses(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], dose: Mapping[s
         one.set(ylim=(-2, 102), xlabel="safety demonstrations", title=f"{titles[metric]}, %")
         one.set_xscale("symlog", linthresh=100)
         one.legend(frameon=False)
+    return figure
+
+
+def _coverage(charts: Sequence[CoverageChart]) -> Any:
+    """Best-of-k coverage, a curve a RAFT stage."""
+    figure, (axes,) = _axes(1, 1, 4.0, 2.8)
+    for chart in charts:
+        label = _plain(f"{chart.stage} (by the {chart.by})")
+        axes.plot([k for k, _ in chart.points], [100 * share for _, share in chart.points], marker="o", label=label)
+    axes.set(ylim=(-2, 102), xlabel="samples a prompt (k)", title="prompts with a safe sample, %")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -19,7 +19,7 @@ from safeserve.report.calibration import calibration_cards
 from safeserve.report.charts import MODE_ORDER, Line, interval_chart, line_chart, mode_class, stacked_bar
 from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.guard_view import guard_views
-from safeserve.report.overview import dose_charts, trade_off
+from safeserve.report.overview import coverage_charts, dose_charts, trade_off
 from safeserve.report.rows import (
     SUMMARISED,
     comparison_rows,
@@ -62,6 +62,7 @@ def render_report(run: ReportInput) -> str:
             headline=_headline(run),
             panels=panels,
             by_dose=dose_charts(run.summaries, run.doses),
+            coverage=coverage_charts(run.preflights),
             overview=trade_off(run.summaries, run.candidate, _policy_limits(run.verdict)),
             corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
             rows=comparison_rows(run.comparison) if run.comparison else [],

@@ -98,6 +98,31 @@ def dose_charts(summaries: Mapping[str, Mapping[str, Any]], doses: Mapping[str, 
     return charts
 
 
+@dataclass(frozen=True)
+class CoverageChart:
+    """Best-of-k coverage of a RAFT stage: (k, share of harmful prompts with a safe sample among k), and warnings."""
+
+    stage: str
+    by: str
+    prompts: int
+    points: tuple[tuple[int, float], ...]
+    warnings: tuple[str, ...]
+    svg: Markup
+
+
+def coverage_charts(preflights: Mapping[str, Mapping[str, Any]]) -> list[CoverageChart]:
+    """What selection could find before each RAFT stage learned anything; from 0 to 100 %."""
+    charts = []
+    for stage, found in preflights.items():
+        if curve := found.get("coverage"):
+            points = tuple((int(row["k"]), float(row["coverage"])) for row in curve)
+            line = Line("coverage", tuple((float(k), share) for k, share in points))
+            svg = line_chart([line], f"{stage}: prompts with a safe sample among k", (0.0, 1.0))
+            warnings = tuple(map(str, found.get("warnings", ())))
+            charts.append(CoverageChart(stage, found["coverage_by"], int(curve[0]["prompts"]), points, warnings, svg))
+    return charts
+
+
 def _benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str, limits: Mapping[tuple[str, str], float]) -> str:
     """The benchmark that shows this metric, of those that every model was measured on; empty for none."""
     parts = [summary.get("benchmarks", {}) for summary in summaries.values()]

@@ -16,7 +16,8 @@ from safeserve.evaluation.compare import paired_keys
 from safeserve.evaluation.folder import EvalFolder, read_eval
 from safeserve.evaluation.metrics import find_metric
 from safeserve.judging.registry import mode_judge
-from safeserve.report.content import doses, recipe_of
+from safeserve.report.content import doses, preflights, recipe_of
+from safeserve.report.overview import coverage_charts
 from safeserve.report.paper_numbers import DPO, HELPFUL, HELPFUL_BY_DOSE, HELPFUL_DPO, RAFT, SAFE_BY_DOSE, SETS
 from safeserve.report.rows import interval_text, main_judge, number, percent
 from safeserve.report.tables import markdown_table
@@ -40,6 +41,7 @@ class Study:
         stages: the recipe's training stages, as far as they were run.
         not_run: stages that were not, and why.
         curves: of each RAFT stage, a row an iteration.
+        preflights: of each RAFT stage, what its pre-flight found.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Study:
     dose: Mapping[str, int]
     not_run: Mapping[str, str]
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    preflights: Mapping[str, Mapping[str, Any]]
 
 
 def write_study(run_dir: Path) -> Path:
@@ -78,6 +81,7 @@ def read_study(run_dir: Path) -> Study:
         dose=doses(run_dir),
         not_run=manifest.get("not_run") or {},
         curves={name: found.get("curves", {}).get("validation", ()) for name, found in metrics.items()},
+        preflights=preflights(run_dir),
     )
 
 
@@ -99,6 +103,7 @@ def study_markdown(study: Study, claims: Sequence[Mapping[str, str]]) -> str:
         _table(("safety demonstrations", *_headings(HELPFUL), f"{SHORT}, here"), list(_helpful_rows(study)), 1),
         "## RAFT",
         _table(("model", *_headings(SETS), f"{OVER_REFUSAL} refused, here"), list(_raft_rows(study)), 1),
+        *_coverage(study),
         *_iterations(study),
         "## DPO",
         _table(("model", *_headings(SETS), f"{OVER_REFUSAL} refused, here"), list(_dpo_rows(study)), 1),
@@ -242,6 +247,19 @@ def _here_rows(study: Study, method: str) -> Iterator[tuple[str, ...]]:
     for name in _of_method(study, method):
         cells = (cell for one in SETS for cell in ("", _here(study, name, one)))
         yield (f"here: {name}", *cells, _here(study, name, OVER_REFUSAL))
+
+
+def _coverage(study: Study) -> list[str]:
+    """Best-of-k coverage of every RAFT stage's start, for k = 1, 2, 4 and so on."""
+    charts = coverage_charts(study.preflights)
+    shares = {chart.stage: dict(chart.points) for chart in charts}
+    counts = [k for k in sorted({k for part in shares.values() for k in part}) if k & (k - 1) == 0]
+    rows = [
+        (chart.stage, chart.by, str(chart.prompts), *(percent(shares[chart.stage].get(k)) for k in counts))
+        for chart in charts
+    ]
+    headings = ("start of", "safe by the", "prompts", *(f"k = {k}" for k in counts))
+    return ["### Harmful prompts with a safe sample among k", _table(headings, rows, 2)] if rows else []
 
 
 def _iterations(study: Study) -> list[str]:
