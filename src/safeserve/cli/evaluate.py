@@ -18,7 +18,7 @@ from safeserve.core.errors import UserError
 
 def evaluate(
     model: str = typer.Argument(help="The embedded model's name, a model or adapter folder, or a hub id."),
-    suite: str | None = typer.Option(None, "--suite", help="Suite or benchmark, or several joined by +. Default: starter."),
+    suite: str | None = typer.Option(None, "--suite", help="Suites or benchmarks, joined by +. Default: starter."),
     lm_eval: str | None = typer.Option(
         None, "--lm-eval", help="Instead of a suite, tasks of lm-eval: boolq,piqa,openbookqa, or own YAML files."
     ),

@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from safeserve.core.errors import EXIT_ENVIRONMENT, EXIT_USER, SafeserveError
+from safeserve.core.threads import loadavg, waiting_policy
 
 STOPPED = 130
 
@@ -89,8 +90,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Threads that wait must sleep: spinning ones made generation 12 times slower beside another busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ |= waiting_policy(loadavg(), os.cpu_count() or 1)
     try:
         result = register()(standalone_mode=False)
         code = result if isinstance(result, int) else 0
