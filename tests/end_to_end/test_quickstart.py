@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,13 @@ def test_quickstart_at_tiny_size(cli: Callable[..., Any], tmp_path: Path, no_tra
     assert json.loads(second.stdout)["verdict"] == verdict
     assert second.stderr.count("done before") == len(recipe.train) + len(recipe.evaluate.models)
     assert {path: path.stat().st_mtime_ns for path in results} == before
+
+
+def test_the_demo_says_first_how_long_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safeserve.cli.run import say_how_long
+    from safeserve.models.embedded import fetch
+
+    fetch(quiet=True)
+    say_how_long(["evaluate.limit=2"], tmp_path / "new")
+    said = capsys.readouterr().err
+    assert re.match(r"This takes about \d+:\d\d(:\d\d)? in (float32|bfloat16) on .+; --dry-run says more\.\n", said)

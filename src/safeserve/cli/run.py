@@ -65,7 +65,22 @@ def quickstart(
     changes += [f"seed={seed}"] if seed is not None else []
     default = "quickstart" + ("-full" if full else "") + (f"-{Path(model).name}" if model is not None else "")
     folder = run_folder(name, out, default)
+    if not (dry_run or quiet):
+        say_how_long(changes, folder)
     raise typer.Exit(execute("quickstart", changes, folder, redo, dry_run, quiet, as_json))
+
+
+def say_how_long(changes: list[str], folder: Path) -> None:
+    """What the demo will take here, before it begins: it differs by a factor of four between two laptops."""
+    from safeserve.core.progress import clock
+    from safeserve.pipeline.plan import plan
+    from safeserve.pipeline.recipe import load_recipe
+
+    quiet_libraries()
+    todo = plan(load_recipe("quickstart", changes), folder)
+    if todo.get("seconds"):
+        machine = f"{todo['machine']['dtype']} on {todo['machine']['name']}"
+        print(f"This takes about {clock(todo['seconds'])} in {machine}; --dry-run says more.", file=sys.stderr)
 
 
 def show_plan(recipe: Recipe, folder: Path, as_json: bool, only: Sequence[str] | None = None) -> None:
