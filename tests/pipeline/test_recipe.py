@@ -47,6 +47,10 @@ EVALUATE = {"models": ["base", "sit"]}
         ({"evaluate": {"suite": "startr"}}, 'suite: unknown name "startr". Did you mean "starter"?'),
         ({"evaluate": {"judges": ["short_answer"]}}, "judges: none of short_answer is for starter-harmful"),
         ({"evaluate": {"sampling": {"seed": 3}}}, "own.yaml: evaluate: sampling: seed would be ignored"),
+        (
+            {"evaluate": {"suite": "I-CoNa+XSTest-safe"}, "gate": {"candidate": "base", "policy": "paper"}},
+            "gate: the policy paper asks for I-MaliciousInstructions, I-Controversial, I-Alpaca, which evaluate.suite: I-CoNa+XSTest-safe",
+        ),
         ({"evaluate": {"judges": ["refusals"]}}, 'judge: unknown name "refusals". Did you mean "refusal"?'),
         ({"evaluate": {"models": ["base", "dpo"]}, "train": {"sit": SIT}}, 'evaluate.models: no model "dpo".'),
         ({"gate": {"candidate": "base"}}, "gate needs evaluate: a verdict rests on measurements."),

@@ -94,6 +94,8 @@ def study_markdown(study: Study, claims: Sequence[Mapping[str, str]]) -> str:
         "Paper: shares as it reports them (LLaMA-7B, Llama Guard). Here: rate with its 95 % interval and n, by this "
         "run's judges on this run's model. Models and judges differ, so compare directions, not digits.",
         "## Claims",
+        "Each method stands for its model with the highest safe rate on these very prompts; that favours a method of "
+        "which more models were trained.",
         _table(("claim", "here", "evidence"), [(c["claim"], c["outcome"], c["evidence"]) for c in claims], 3),
         "## Safety by dose",
         _table(
