@@ -198,6 +198,8 @@ def test_prompts_labelled_otherwise_are_left_out(raft: Tree, tmp_path: Path) -> 
         ({"held_out_judge": "raft_toys_here:Toy"}, "which selects"),
         ({"held_out_judge": "short_answer"}, "held_out_judge: short_answer does not say what is unsafe"),
         ({"guard": "refusal"}, "guard: refusal gives no P(unsafe)"),
+        ({"reward": "guard"}, "a positive weight rewards harm. Write reward: {guard: -1.0}"),
+        ({"reward": {"rouge_l": 1, "modes": 0.5}, "held_out_judge": "refusal"}, "Write reward: {modes: -1.0}"),
         ({"rule": "raft_toys_here:nothing"}, 'has no "nothing"'),
         ({"iteration": 3}, 'unknown key "iteration". Did you mean "iterations"?'),
         ({"start": "raft"}, 'train.raft.start: no earlier model "raft"'),

@@ -49,7 +49,7 @@ EVALUATE = {"models": ["base", "sit"]}
         ({"evaluate": {"sampling": {"seed": 3}}}, "own.yaml: evaluate: sampling: seed would be ignored"),
         (
             {"evaluate": {"suite": "I-CoNa+XSTest-safe"}, "gate": {"candidate": "base", "policy": "paper"}},
-            "gate: the policy paper asks for I-MaliciousInstructions, I-Controversial, I-Alpaca, which evaluate.suite: I-CoNa+XSTest-safe",
+            "gate: the policy paper asks for I-MaliciousInstructions, I-Controversial, I-Alpaca, which evaluate.suite:",
         ),
         ({"evaluate": {"judges": ["refusals"]}}, 'judge: unknown name "refusals". Did you mean "refusal"?'),
         ({"evaluate": {"models": ["base", "dpo"]}, "train": {"sit": SIT}}, 'evaluate.models: no model "dpo".'),

@@ -77,6 +77,12 @@ def check_judges(stage: RaftStage, stages: Mapping[str, TrainStage], known: Sequ
 
     try:
         panel = Panel.of(stage, make)
+        for name, weight in stage.weights.items():
+            if weight > 0 and family(panel.judges[name].name) in ("guard", "modes"):
+                raise UserError(
+                    f"reward: {name} gives P(unsafe), so a positive weight rewards harm. "
+                    f"Write reward: {{{name}: -1.0}}."
+                )
         if stage.guard and family(panel.judges[stage.guard].name) != "guard" and not is_own(stage.guard):
             raise UserError(f"guard: {stage.guard} gives no P(unsafe). Name a judge of the family guard.")
         if stage.guard in stages and not isinstance(stages[str(stage.guard)], CostStage):
