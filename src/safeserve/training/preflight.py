@@ -243,7 +243,7 @@ def judge_numbers(numbers: Mapping[str, Any], pairs: Mapping[str, Any] | None = 
         change = numbers["unsafe_change"]["mean"]
         verdict.stop = (
             f"by the held-out judge, picked answers to harmful prompts are unsafe {100 * change:.0f} points more often "
-            "than the samples they were picked from. Is the reward's sign right (a guard's weight is negative)?"
+            "than the samples they were picked from; check the reward's sign (a guard's weight is negative)"
         )
     return verdict
 
