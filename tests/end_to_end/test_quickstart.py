@@ -64,6 +64,6 @@ def test_the_demo_says_first_how_long_it_takes(tmp_path: Path, capsys: pytest.Ca
     from safeserve.models.embedded import fetch
 
     fetch(quiet=True)
-    say_how_long(["evaluate.limit=2"], tmp_path / "new")
+    say_how_long(load_recipe("quickstart", ["evaluate.limit=2"]), tmp_path / "new")
     said = capsys.readouterr().err
     assert re.match(r"This takes about \d+:\d\d(:\d\d)? in (float32|bfloat16) on .+; --dry-run says more\.\n", said)

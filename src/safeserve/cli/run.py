@@ -65,19 +65,16 @@ def quickstart(
     changes += [f"seed={seed}"] if seed is not None else []
     default = "quickstart" + ("-full" if full else "") + (f"-{Path(model).name}" if model is not None else "")
     folder = run_folder(name, out, default)
-    if not (dry_run or quiet):
-        say_how_long(changes, folder)
-    raise typer.Exit(execute("quickstart", changes, folder, redo, dry_run, quiet, as_json))
+    code = execute("quickstart", changes, folder, redo, dry_run, quiet, as_json, announce=not quiet)
+    raise typer.Exit(code)
 
 
-def say_how_long(changes: list[str], folder: Path) -> None:
+def say_how_long(recipe: Recipe, folder: Path) -> None:
     """What the demo will take here, before it begins: it differs by a factor of four between two laptops."""
     from safeserve.core.progress import clock
     from safeserve.pipeline.plan import plan
-    from safeserve.pipeline.recipe import load_recipe
 
-    quiet_libraries()
-    todo = plan(load_recipe("quickstart", changes), folder)
+    todo = plan(recipe, folder)
     if todo.get("seconds"):
         machine = f"{todo['machine']['dtype']} on {todo['machine']['name']}"
         print(f"This takes about {clock(todo['seconds'])} in {machine}; --dry-run says more.", file=sys.stderr)
@@ -93,9 +90,16 @@ def show_plan(recipe: Recipe, folder: Path, as_json: bool, only: Sequence[str] |
 
 
 def execute(
-    recipe: str, changes: list[str], folder: Path, redo: bool, dry_run: bool, quiet: bool, as_json: bool
+    recipe: str,
+    changes: list[str],
+    folder: Path,
+    redo: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    announce: bool = False,
 ) -> int:
-    """Run and print; returns the exit code."""
+    """Run and print, with ``announce`` first how long it will take; returns the exit code."""
     from safeserve.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, changes)
@@ -103,6 +107,8 @@ def execute(
     if dry_run:
         show_plan(loaded, folder, as_json)
         return 0
+    if announce:
+        say_how_long(loaded, folder)
     from safeserve.pipeline.run import Run
 
     run = Run(loaded, folder, command=command_line(), redo=redo, quiet=quiet, started=STARTED)

@@ -117,6 +117,8 @@ with the package; the others read public files below ``data.root`` or fetch them
 ``public``: the paper's three harmfulness sets, Q-Harm, I-Alpaca, both sides of XSTest, short answers. ``paper``: what
 the paper measured. ``bianchi``: the same with the other sets of Safety-Tuned LLaMAs. ``safety``, ``over-refusal``,
 ``helpful``: one side each, to be joined by +. ``multiple-choice``: capability, by one token and by likelihood."""
+BENCHMARKS = {benchmark.name: benchmark for group in SUITES.values() for benchmark in group}
+"""Every benchmark by name; in whatever suites it stands, it is the same."""
 
 
 def suite(names: str | Sequence[str]) -> tuple[Benchmark, ...]:
@@ -127,18 +129,16 @@ def suite(names: str | Sequence[str]) -> tuple[Benchmark, ...]:
     """
     chosen: dict[str, Benchmark] = {}
     for name in names.split("+") if isinstance(names, str) else names:
-        single = find_benchmark(name)
-        group = SUITES.get(name) or ((single,) if single else None)
-        if group is None:
-            known = {*SUITES, *(benchmark.name for group in SUITES.values() for benchmark in group)}
-            raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, known)}')
+        if name not in SUITES and name not in BENCHMARKS:
+            raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, [*SUITES, *BENCHMARKS])}')
+        group = SUITES[name] if name in SUITES else (BENCHMARKS[name],)
         chosen.update({benchmark.name: benchmark for benchmark in group})
     return tuple(chosen.values())
 
 
 def find_benchmark(name: str) -> Benchmark | None:
     """The benchmark of that name in any suite; None for one that is not ours."""
-    return next((benchmark for group in SUITES.values() for benchmark in group if benchmark.name == name), None)
+    return BENCHMARKS.get(name)
 
 
 def default_judges(benchmarks: Iterable[Benchmark], usual: Sequence[str]) -> tuple[str, ...]:

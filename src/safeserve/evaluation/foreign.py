@@ -23,7 +23,7 @@ from safeserve.data.catalogue import SOURCES
 from safeserve.data.reading import RawRow, file_format, read_rows
 from safeserve.data.records import Label, Prompt, user
 from safeserve.data.rows import LABELS
-from safeserve.evaluation.benchmarks import SUITES
+from safeserve.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from safeserve.evaluation.cut_off import cut_off
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key, find_eval, read_eval
 from safeserve.evaluation.foreign_columns import Columns, find_columns, published_score
@@ -156,16 +156,15 @@ def write_eval(side: EvalFolder, folder: Path) -> None:
 
 def known_label(benchmark: str) -> Label | None:
     """What the prompts of a benchmark are, if it is one of ours."""
-    for declared in (one for group in SUITES.values() for one in group):
-        if declared.name == benchmark and (label := declared.label or SOURCES[declared.source].label):
-            return label
+    declared = find_benchmark(benchmark)
+    if declared and (label := declared.label or SOURCES[declared.source].label):
+        return label
     return SOURCES[benchmark].label if benchmark in SOURCES else None
 
 
 def known_benchmark(stem: str) -> str | None:
     """The longest name of a known benchmark or prompt source that a file's name ends with."""
-    names = {one.name for group in SUITES.values() for one in group}
-    names |= {source.name for source in SOURCES.values() if source.holds == "prompts"}
+    names = BENCHMARKS.keys() | {source.name for source in SOURCES.values() if source.holds == "prompts"}
     ends = [name for name in names if re.search(rf"(^|[\W_]){re.escape(name)}$", stem, re.IGNORECASE)]
     return max(ends, key=len, default=None)
 

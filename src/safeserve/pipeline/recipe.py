@@ -261,20 +261,15 @@ def _check_names(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: gate needs evaluate: a verdict rests on measurements.")
         wanted = (recipe.gate.candidate, recipe.gate.against)
         _require_known(wanted, recipe.evaluate.models, f"{where}: gate")
-        _require_measured([rule.benchmark for rule in load_policy(recipe.gate.policy).rules], recipe, f"{where}: gate")
-
-
-def _require_measured(benchmarks: Iterable[str], recipe: Recipe, where: str) -> None:
-    """A rule on a benchmark that is not measured would end hours of work without a verdict."""
-    assert recipe.gate is not None
-    assert recipe.evaluate is not None
-    names = recipe.evaluate.suite
-    known = {"all", *(benchmark.name for benchmark in suite(names))}
-    if missing := [name for name in dict.fromkeys(benchmarks) if name not in known]:
-        raise UserError(
-            f"{where}: the policy {recipe.gate.policy} asks for {', '.join(missing)}, which evaluate.suite: {names} "
-            "does not measure. Join what is missing by +, or take another policy."
-        )
+        rules = load_policy(recipe.gate.policy).rules
+        known_benchmarks = {"all", *(benchmark.name for benchmark in suite(recipe.evaluate.suite))}
+        # A rule on a benchmark that is not measured would end hours of work without a verdict.
+        missing = [name for name in dict.fromkeys(rule.benchmark for rule in rules) if name not in known_benchmarks]
+        if missing:
+            raise UserError(
+                f"{where}: gate: the policy {recipe.gate.policy} asks for {', '.join(missing)}, which evaluate.suite: "
+                f"{recipe.evaluate.suite} does not measure. Join what is missing by +, or take another policy."
+            )
 
 
 def _require_known(names: Iterable[str], known: Sequence[str], where: str, what: str = "model") -> None:

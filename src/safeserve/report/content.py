@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ def report_from_run(run_dir: Path) -> ReportInput:
         )
     manifest = read_optional(run_dir / "manifest.json") or {}
     verdict = read_optional(run_dir / "verdict.json")
-    trained = ["base", *_part(recipe, "train")]
+    train = _part(recipe, "train")
+    trained = ["base", *train]
     folders.sort(key=lambda folder: _position(trained, folder.path.name))
     stages = sorted((run_dir / "stages").glob("*/metrics.json"), key=lambda path: path.parent.name)
     stages.sort(key=lambda path: _position(trained, path.parent.name.partition("-")[2]))
@@ -91,22 +92,22 @@ def report_from_run(run_dir: Path) -> ReportInput:
         command=str(manifest.get("command") or f"safeserve run {run_dir / 'recipe.yaml'}"),
         manifest=manifest,
         analysis=_analysis(run_dir, folders),
-        doses=doses(run_dir),
-        preflights=preflights(run_dir),
+        doses=doses(train),
+        preflights=preflights(run_dir, train),
     )
 
 
-def preflights(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """What the pre-flight of each RAFT stage of the run's recipe found, where it got so far."""
-    paths = {name: run_dir / "stages" / f"train-{name}" / "iter-1" / "preflight.json" for name in _stages(run_dir)}
+def preflights(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the pre-flight of each RAFT stage among a recipe's stages found, where it got so far."""
+    paths = {name: run_dir / "stages" / f"train-{name}" / "iter-1" / "preflight.json" for name in stages}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
-def doses(run_dir: Path) -> dict[str, int]:
-    """How many safety demonstrations each SIT model of the run's recipe saw, where the recipe says a number."""
+def doses(stages: Mapping[str, Any]) -> dict[str, int]:
+    """How many safety demonstrations each SIT model of a recipe's stages saw, where the recipe says a number."""
     return {
         name: stage["dose"]
-        for name, stage in _stages(run_dir).items()
+        for name, stage in stages.items()
         if isinstance(stage, dict) and stage.get("method") == "sit" and isinstance(stage.get("dose"), int)
     }
 
@@ -202,10 +203,6 @@ def recipe_of(run_dir: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{path}: not valid YAML. Run the recipe again to write it anew.") from None
     return content if isinstance(content, dict) else {}
-
-
-def _stages(run_dir: Path) -> dict[str, Any]:
-    return _part(recipe_of(run_dir), "train")
 
 
 def _part(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def read_study(run_dir: Path) -> Study:
         note=str(recipe.get("note") or ""),
         models={name: read_eval(run_dir / "evals" / name) for name in models},
         stages=stages,
-        dose=doses(run_dir),
+        dose=doses(stages),
         not_run=manifest.get("not_run") or {},
         curves={name: found.get("curves", {}).get("validation", ()) for name, found in metrics.items()},
-        preflights=preflights(run_dir),
+        preflights=preflights(run_dir, stages),
     )
 
 
