@@ -26,6 +26,7 @@ from safeserve.pipeline.recipe import (
     EvaluateOptions,
     GateOptions,
     Recipe,
+    SeedOptions,
     parse_recipe,
 )
 from safeserve.pipeline.reward_stages import CostStage, RewardStage
@@ -93,7 +94,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 KINDS_OF_KEYS: Any = (
     Recipe, ServerOptions, DataOptions, SitStage, DpoStage, RaftStage, RewardStage, CostStage, EvaluateOptions,
-    GateOptions, Sampling,
+    GateOptions, SeedOptions, Sampling,
 )  # fmt: skip
 
 

@@ -74,6 +74,22 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_done_twice(tree: Tree, t
     assert times(folder) == before
 
 
+def test_more_seeds_are_added_to_a_finished_run(tree: Tree, finished: Path) -> None:
+    before = times(finished)
+    outcome = execute({**tree(), "seeds": 3}, finished)
+    after = times(finished)
+    assert {name: after[name] for name in before} == before  # the first seed stays as it was
+    assert list(outcome.summaries) == ["base", "sit", "sit-seed4", "sit-seed5"]
+    weights = [finished / "models" / name / "adapter_model.safetensors" for name in ("sit", "sit-seed4", "sit-seed5")]
+    assert len({path.read_bytes() for path in weights}) == 3
+    assert "Between seeds" in (finished / "report.html").read_text(encoding="utf-8")
+    other = execute({**tree(), "seed": 4}, finished.parent / "other")  # a copy is what a run of that seed makes
+    assert other.summaries["sit"]["benchmarks"] == outcome.summaries["sit-seed4"]["benchmarks"]
+    assert (finished.parent / "other" / "models" / "sit" / "adapter_model.safetensors").read_bytes() == (
+        weights[1].read_bytes()
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -15,6 +15,7 @@ from safeserve.data.records import Prompt, user
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
+from safeserve.report.figures import write_figures
 from safeserve.report.html import render_report, report_from_run
 from safeserve.report.study import paper_claims, read_study, write_study
 
@@ -133,3 +134,32 @@ def test_the_page_says_what_was_not_run(run: Path) -> None:
     page = render_report(report_from_run(run))
     assert "Only a trial." in page
     assert "Not run: dose-2000." in page
+
+
+def test_seeds_are_shown_as_a_spread_and_one_of_them_stands_in_the_tables(run: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for seed, refused in ((8, 0.1), (9, 0.072)):
+        name = f"dpo-seed{seed}"
+        write_model(run, name, 1.0, refused, 0.49)  # safer than the first seed: must not stand for DPO because of that
+        recipe["train"][name] = {**recipe["train"]["dpo"], "seed": seed, "repeats": "dpo"}
+        recipe["train"][f"dose-500-seed{seed}"] = {**recipe["train"]["dose-500"], "seed": seed, "repeats": "dose-500"}
+        recipe["evaluate"]["models"].append(name)
+    write_text(run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    text = write_study(run).read_text()
+    # 4, 10 and 7.2 %: mean 7.07, squared distances 9.40 + 8.60 + 0.02 over 2 is 9.01, its root 3.0
+    expected = ["dpo", "XSTest-safe", "over-refused", "4.0, 10.0, 7.2", "7.1 %", "3.0", "6.0"]
+    assert expected in rows(text.split("## Between seeds")[1], "dpo")
+    assert "dose-500-seed8" not in text  # trained, not measured
+    assert "here: dpo-seed8" not in text
+    found = {claim["claim"]: claim for claim in paper_claims(read_study(run))}
+    assert found["DPO is safer than SIT"]["evidence"].startswith("dpo − dose-500")
+    page = render_report(report_from_run(run))
+    assert "<td>4.0, 10.0, 7.2</td>" in page
+    assert "Between seeds" in page
+    write_figures(run, tmp_path / "figures", ["svg"])
+    assert "| " + " | ".join(expected) + " |" in (tmp_path / "figures" / "seeds.md").read_text()
+
+
+def test_without_seeds_nothing_is_said_of_them(run: Path) -> None:
+    assert "Between seeds" not in write_study(run).read_text()
+    assert "Between seeds" not in render_report(report_from_run(run))

@@ -85,8 +85,9 @@ class _Planner:
                 return self._rows(sampled, sources)[: stage.n_pairs]
         rows = stage_rows(stage, sources)
         if isinstance(stage, RaftStage):
-            pools, _ = split_pools(rows, stage, self.recipe.seed)
-            return [prompt for drawn in draws(pools, stage, self.recipe.seed) for prompt in drawn]
+            seed = self.recipe.seed_of(stage)
+            pools, _ = split_pools(rows, stage, seed)
+            return [prompt for drawn in draws(pools, stage, seed) for prompt in drawn]
         found: Sequence[Any] = [row for part in rows.values() for row in part] if isinstance(rows, dict) else rows
         return found
 

@@ -20,6 +20,7 @@ from safeserve.judging.registry import DEFAULT_JUDGES
 from safeserve.models.embedded import NAME as EMBEDDED
 from safeserve.models.loading import DtypeName
 from safeserve.pipeline.reward_stages import SCORERS
+from safeserve.pipeline.seeds import repeat_name, repeated, require_repeats
 from safeserve.pipeline.train_stages import METHODS, DpoStage, RaftStage, SitStage, TrainStage
 
 
@@ -67,6 +68,15 @@ class GateOptions(Options):
     """Name of a shipped policy, or a path to a YAML file."""
 
 
+class SeedOptions(Options):
+    """How often training is repeated. A recipe is resolved with them: the run's own has the stages that they made."""
+
+    seeds: int = Field(1, ge=1)
+    """With how many seeds in all: the run's, and the numbers that follow it."""
+    seeds_of: tuple[str, ...] = ()
+    """Which of the evaluated models; where not given, those that SIT and DPO trained."""
+
+
 class Recipe(Options):
     """Everything a run needs."""
 
@@ -86,6 +96,10 @@ class Recipe(Options):
     train: dict[str, TrainStage] = Field(default_factory=dict)
     evaluate: EvaluateOptions | None = None
     gate: GateOptions | None = None
+
+    def seed_of(self, stage: TrainStage) -> int:
+        """The seed of a stage: its own, else the run's."""
+        return self.seed if stage.seed is None else stage.seed
 
 
 def shipped() -> dict[str, Path]:
@@ -209,9 +223,27 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     for part, kind in parts.items():
         if tree.get(part) is not None:
             tree[part] = kind.parse(tree[part], f"{where}: {part}")
+    seeds = SeedOptions.parse({key: tree.pop(key) for key in SeedOptions.model_fields if key in tree}, where)
     recipe = Recipe.parse({**tree, "train": stages}, where)
     _check_names(recipe, where)
-    return recipe
+    return _with_seeds(recipe, seeds, where)
+
+
+def _with_seeds(recipe: Recipe, options: SeedOptions, where: str) -> Recipe:
+    """The recipe with the stages that other seeds repeat, measured after all others."""
+    models = recipe.evaluate.models if recipe.evaluate else ()
+    trained = [name for name in models if name in recipe.train]
+    _require_known(options.seeds_of, trained, f"{where}: seeds_of", "trained model in evaluate.models")
+    if options.seeds == 1:
+        return recipe
+    names = options.seeds_of or [name for name in trained if isinstance(recipe.train[name], SitStage | DpoStage)]
+    if not (names and recipe.evaluate):
+        raise UserError(f"{where}: seeds: no model that SIT or DPO trained is evaluated. Name others in seeds_of.")
+    more = range(recipe.seed + 1, recipe.seed + options.seeds)
+    stages = repeated(recipe.train, names, more)
+    again = tuple(repeat_name(name, seed) for seed in more for name in names)
+    evaluate = recipe.evaluate.model_copy(update={"models": (*models, *again)})
+    return recipe.model_copy(update={"train": stages, "evaluate": evaluate})
 
 
 def _check_names(recipe: Recipe, where: str) -> None:
@@ -219,6 +251,7 @@ def _check_names(recipe: Recipe, where: str) -> None:
     from safeserve.evaluation.gate import load_policy
     from safeserve.pipeline.raft import check_judges
 
+    require_repeats(recipe.train, where)
     known = ["base"]
     for name, stage in recipe.train.items():
         if not str(name).replace("-", "").replace("_", "").isalnum() or name == "base":

@@ -6,15 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from safeserve.pipeline.stage_options import StageOptions
 from safeserve.training.reward_options import CostOptions, RewardOptions
 
 
-class RewardStage(RewardOptions):
+class RewardStage(StageOptions, RewardOptions):
     """A reward model: which pairs, and how to train on them. It judges; it is no model that answers."""
 
     method: Literal["reward"]
-    start: str = "base"
-    """The model whose body it takes: base, or the name of an earlier stage."""
     pairs: str
     """Source of preference pairs."""
     n_pairs: int | None = Field(None, ge=1)
@@ -23,12 +22,10 @@ class RewardStage(RewardOptions):
     """Which published preference to learn where the data have two; auto: better where published, else safer."""
 
 
-class CostStage(CostOptions):
+class CostStage(StageOptions, CostOptions):
     """A cost model: which pairs, and how to train on them; it learns the safer preference and the safety labels."""
 
     method: Literal["cost"]
-    start: str = "base"
-    """The model whose body it takes: base, or the name of an earlier stage."""
     pairs: str
     """Source of preference pairs with safety labels of both answers."""
     n_pairs: int | None = Field(None, ge=1)

@@ -83,8 +83,8 @@ def stage_rows(stage: TrainStage, sources: Sources) -> Any:
 
 
 def sit_rows(stage: SitStage, sources: Sources) -> list[Demonstration]:
-    """The SIT mixture of a stage, shuffled with the run's seed."""
-    seed = sources.recipe.seed
+    """The SIT mixture of a stage, shuffled with its seed."""
+    seed = sources.recipe.seed_of(stage)
     helpful = sources.read(stage.helpful, load_demonstrations, kind="helpful")
     look_alike = sources.read(stage.look_alike, load_demonstrations, kind="look_alike")
     safety = sources.read(stage.safety, load_demonstrations, kind="safety")
@@ -100,7 +100,7 @@ def sit_rows(stage: SitStage, sources: Sources) -> list[Demonstration]:
 def public_pairs(stage: DpoStage, sources: Sources) -> list[PreferencePair]:
     """Preference pairs from a source, filtered and drawn as the stage says."""
     pairs = sources.read(stage.pairs, load_pairs, keep=stage.keep)
-    return draw(pairs, stage.n_pairs, sources.recipe.seed, "n_pairs")
+    return draw(pairs, stage.n_pairs, sources.recipe.seed_of(stage), "n_pairs")
 
 
 def own_pair_rows(stage: DpoStage, sources: Sources) -> dict[str, list[Demonstration]]:
@@ -109,7 +109,7 @@ def own_pair_rows(stage: DpoStage, sources: Sources) -> dict[str, list[Demonstra
     for source, share in OWN_SHARES.items():
         rows = sources.read(source, load_demonstrations)
         count = len(rows) if stage.n_pairs is None else min(len(rows), round(stage.n_pairs * share))
-        kinds[source] = stratified_sample(rows, count, key=lambda row: row.category, seed=sources.recipe.seed)
+        kinds[source] = stratified_sample(rows, count, key=lambda row: row.category, seed=sources.recipe.seed_of(stage))
     return kinds
 
 
@@ -127,7 +127,7 @@ def scorer_pairs(stage: RewardStage | CostStage, sources: Sources) -> list[Prefe
             f"{stage.pairs}: preference: {wanted} would be ignored, because these pairs have one preference only. "
             "Remove it."
         )
-    return draw(pairs, stage.n_pairs, sources.recipe.seed, "n_pairs")
+    return draw(pairs, stage.n_pairs, sources.recipe.seed_of(stage), "n_pairs")
 
 
 def raft_pairs(stage: DpoStage, sources: Sources) -> list[PreferencePair]:
@@ -142,7 +142,7 @@ def raft_pairs(stage: DpoStage, sources: Sources) -> list[PreferencePair]:
     sources.account[stage.pairs] = {"identity": identity, "rows": len(pairs), "left_out": left_out}
     if not pairs:
         raise UserError(f"{stage.pairs}: keep: safe leaves no pair of {len(found)}; it needs the labels of a guard.")
-    return draw(pairs, stage.n_pairs, sources.recipe.seed, "n_pairs")
+    return draw(pairs, stage.n_pairs, sources.recipe.seed_of(stage), "n_pairs")
 
 
 def raft_pools(stage: RaftStage, sources: Sources) -> Pools:
@@ -165,7 +165,7 @@ def raft_pools(stage: RaftStage, sources: Sources) -> Pools:
                 sources.account[f"{label} {name}"]["left_out"]["prompt repeated"] = repeated
     pairs = sources.read(stage.labelled_pairs, load_pairs, as_="labelled ")
     count = min(len(pairs), stage.n_labelled_pairs)
-    labelled = draw(pairs, count, sources.recipe.seed, "n_labelled_pairs")
+    labelled = draw(pairs, count, sources.recipe.seed_of(stage), "n_labelled_pairs")
     return Pools(pools["harmful"], pools["benign"], labelled)
 
 

@@ -213,10 +213,11 @@ class Run:
         sources = Sources(self.recipe, evaluated, self.folder)
         rows = stage_rows(options, sources)
         self._data.update(sources.account)
+        told = options.model_dump(mode="json", exclude={"seed", "repeats"})  # seed: below, as it acts
         inputs = {
-            **{f"train.{name}.{key}": value for key, value in options.model_dump(mode="json").items()},
+            **{f"train.{name}.{key}": value for key, value in told.items()},
             **{f"data {source}": part["identity"] for source, part in sources.account.items()},
-            "seed": self.recipe.seed,
+            "seed": self.recipe.seed_of(options),
             "quantize": self.recipe.quantize,
             **{f"model {parent}": self._hashes[parent] for parent in parents(options, self._hashes)},
         }
@@ -236,7 +237,7 @@ class Run:
             for reason, count in part["left_out"].items():
                 self._say(f"  {source}: {count} rows left out ({reason})")
         shop = Workshop(
-            seed=self.recipe.seed,
+            seed=self.recipe.seed_of(options),
             quiet=self.quiet,
             stages=self.recipe.train,
             load=self._load_start,

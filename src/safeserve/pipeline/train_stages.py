@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from safeserve.core.errors import UserError
 from safeserve.pipeline.reward_stages import CostStage, RewardStage
+from safeserve.pipeline.stage_options import StageOptions
 from safeserve.training.options import DpoOptions, SitOptions
 from safeserve.training.raft_options import RaftOptions
 
@@ -18,12 +19,10 @@ RAFT_PAIRS = "raft:"
 """``raft:NAME``: best against worst samples of the RAFT stage of that name."""
 
 
-class SitStage(SitOptions):
+class SitStage(StageOptions, SitOptions):
     """SIT: which rows, and how to train on them."""
 
     method: Literal["sit"]
-    start: str = "base"
-    """The model to start from: base, or the name of an earlier stage."""
     helpful: str | None = None
     """Source of helpful demonstrations."""
     n_helpful: int | None = Field(None, ge=0)
@@ -38,12 +37,10 @@ class SitStage(SitOptions):
     """How many safety demonstrations; a smaller dose is a subset of a larger one. All when not given."""
 
 
-class DpoStage(DpoOptions):
-    """DPO: which pairs, and how to train on them."""
+class DpoStage(StageOptions, DpoOptions):
+    """DPO: which pairs, and how to train on them. The start is also the reference."""
 
     method: Literal["dpo"]
-    start: str = "base"
-    """The model to start from, which is also the reference."""
     pairs: str
     """Source of preference pairs; ``starter/pairs`` builds them from the start model's own samples, ``raft:NAME`` takes
     the best and worst samples of an earlier RAFT stage."""
@@ -73,12 +70,10 @@ class DpoStage(DpoOptions):
         return self.pairs.removeprefix(RAFT_PAIRS) if self.pairs.startswith(RAFT_PAIRS) else None
 
 
-class RaftStage(RaftOptions):
-    """RAFT or iterative DPO: which prompts, and how to sample, select and learn."""
+class RaftStage(StageOptions, RaftOptions):
+    """RAFT or iterative DPO: which prompts, and how to sample, select and learn. The start is what is sampled first."""
 
     method: Literal["raft"]
-    start: str = "base"
-    """The model that the first iteration samples and trains."""
     harmful: str | tuple[str, ...] = ()
     """Source of harmful prompts (the prompts of demonstrations or pairs serve, too), or several."""
     benign: str | tuple[str, ...] = ()

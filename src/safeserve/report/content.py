@@ -15,6 +15,7 @@ from safeserve.core.runs import read_json
 from safeserve.evaluation.folder import EvalFolder, Key, read_eval
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import mode_judge
+from safeserve.report.seeds import repetitions
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ReportInput:
         command: what to type to get the same result.
         manifest: manifest.json; any key may be missing.
         doses: SIT models by how many safety demonstrations they saw.
+        repeats: stages by those that repeat them with another seed.
         preflights: RAFT stages by what their pre-flight found (iter-1/preflight.json).
         analysis: analysis/analysis.json, or None where there is none of these evaluations.
     """
@@ -45,6 +47,7 @@ class ReportInput:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     analysis: Mapping[str, Any] | None = None
     doses: Mapping[str, int] = field(default_factory=dict)
+    repeats: Mapping[str, Sequence[str]] = field(default_factory=dict)
     preflights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -93,6 +96,7 @@ def report_from_run(run_dir: Path) -> ReportInput:
         manifest=manifest,
         analysis=_analysis(run_dir, folders),
         doses=doses(train),
+        repeats=repetitions(train),
         preflights=preflights(run_dir, train),
     )
 
@@ -104,11 +108,15 @@ def preflights(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]
 
 
 def doses(stages: Mapping[str, Any]) -> dict[str, int]:
-    """How many safety demonstrations each SIT model of a recipe's stages saw, where the recipe says a number."""
+    """How many safety demonstrations each SIT model of a recipe's stages saw, where the recipe says a number.
+
+    One seed stands for a dose: stages that repeat another one are left out.
+    """
     return {
         name: stage["dose"]
         for name, stage in stages.items()
         if isinstance(stage, dict) and stage.get("method") == "sit" and isinstance(stage.get("dose"), int)
+        if not stage.get("repeats")
     }
 
 

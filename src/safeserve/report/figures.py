@@ -17,6 +17,7 @@ from safeserve.report.charts import MODE_ORDER
 from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.overview import CoverageChart, coverage_charts, trade_off
 from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
+from safeserve.report.seeds import HEADINGS, spreads
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import latex
 
@@ -240,6 +241,8 @@ def _tables(run: ReportInput) -> Iterator[tuple[str, Sequence[str], Sequence[tup
             for r in comparison_rows(run.comparison)
         ]
         yield "comparison", headings, compared, 2
+    if between := spreads(run.summaries, run.repeats):
+        yield "seeds", HEADINGS, [one.cells for one in between], 4
 
 
 def _tabular(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:

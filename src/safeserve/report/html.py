@@ -33,6 +33,7 @@ from safeserve.report.rows import (
     summary_rows,
     words,
 )
+from safeserve.report.seeds import HEADINGS, SEEDS_HINT, spreads
 
 __all__ = ["ReportInput", "embed_json", "page_environment", "render_report", "report_from_run", "template"]
 
@@ -62,6 +63,9 @@ def render_report(run: ReportInput) -> str:
             headline=_headline(run),
             panels=panels,
             by_dose=dose_charts(run.summaries, run.doses),
+            spreads=[spread.cells for spread in spreads(run.summaries, run.repeats)],
+            seeds_headings=HEADINGS,
+            seeds_hint=SEEDS_HINT,
             coverage=coverage_charts(run.preflights),
             overview=trade_off(run.summaries, run.candidate, _policy_limits(run.verdict)),
             corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),

@@ -20,6 +20,7 @@ from safeserve.report.content import doses, preflights, recipe_of
 from safeserve.report.overview import coverage_charts
 from safeserve.report.paper_numbers import DPO, HELPFUL, HELPFUL_BY_DOSE, HELPFUL_DPO, RAFT, SAFE_BY_DOSE, SETS
 from safeserve.report.rows import interval_text, main_judge, number, percent
+from safeserve.report.seeds import HEADINGS, SEEDS_HINT, repetitions, spreads
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import markdown
 
@@ -110,6 +111,7 @@ def study_markdown(study: Study, claims: Sequence[Mapping[str, str]]) -> str:
         "## DPO",
         _table(("model", *_headings(SETS), f"{OVER_REFUSAL} refused, here"), list(_dpo_rows(study)), 1),
     ]
+    parts += _between_seeds(study)
     if study.not_run:
         rows = [(name, reason) for name, reason in study.not_run.items()]
         parts += ["## Not run", _table(("stage", "needs"), rows, 2)]
@@ -166,7 +168,9 @@ def _unmeasured(claim: str) -> dict[str, str]:
 
 
 def _of_method(study: Study, method: str) -> list[str]:
-    return [name for name, stage in study.stages.items() if stage.get("method") == method and name in study.models]
+    """Measured models of a method; one seed stands for each."""
+    stages = {name: stage for name, stage in study.stages.items() if not stage.get("repeats")}
+    return [name for name, stage in stages.items() if stage.get("method") == method and name in study.models]
 
 
 def _best(study: Study, names: Sequence[str]) -> str | None:
@@ -274,6 +278,13 @@ def _iterations(study: Study) -> list[str]:
             headings = ("iteration", *(key.removeprefix("eval_").replace("_", " ") for key in quantities))
             parts += [f"### {markdown(name)} by iteration", _table(headings, cells, 1)]
     return parts
+
+
+def _between_seeds(study: Study) -> list[str]:
+    """Rates of the models that were trained with several seeds."""
+    found = spreads({name: folder.meta for name, folder in study.models.items()}, repetitions(study.stages))
+    rows = [one.cells for one in found]
+    return ["## Between seeds", SEEDS_HINT, _table(HEADINGS, rows, 4)] if rows else []
 
 
 def _both(study: Study, name: str | None, columns: Sequence[str], reported: Mapping[str, float]) -> Iterator[str]:
