@@ -159,8 +159,12 @@ def memory(setup: Setup, options: Any, peers: dict[str, dict[str, Any]]) -> dict
     for name, (side, settings) in tasks.items():
         task = {"side": side, "settings": settings, "setup": vars(setup), "pairs": options.pairs}
         task |= {"prompts": options.prompts, "quick": options.quick, "data": str(options.data) if options.data else ""}
-        found[name] = {**in_child("dpo", task), "settings": settings}
-        say(f"memory  {name}: {found[name]['peak_bytes'] / 2**20:.0f} MiB")
+        try:
+            found[name] = {**in_child("dpo", task), "settings": settings}
+            say(f"memory  {name}: {found[name]['peak_bytes'] / 2**20:.0f} MiB")
+        except RuntimeError as error:  # the machine may have less than a side needs; the others still count
+            found[name] = {"error": str(error)[-300:], "settings": settings}
+            say(f"memory  {name}: did not finish")
     return found
 
 
@@ -229,10 +233,10 @@ def main() -> None:
     result |= {"agreement": agreement, "tuning": tuning, "peer_settings": peers, "setup": vars(setup)}
     tokens = workloads.means(("prompt", "chosen", "rejected"), lengths)
     result["workload"] = {"unit": "pair", "count": len(pairs), "mean_tokens": tokens}
+    name = "-".join(["dpo", *(["long"] if options.prompts == "long" else []), options.dtype])
+    save(name, result, options)  # before the memory, which may be more than there is
     if not options.skip_memory:
-        result["memory"] = memory(setup, options, peers)
-    names = ["dpo", *(["long"] if options.prompts == "long" else []), options.dtype]
-    save("-".join(names), result, options)
+        save(name, {**result, "memory": memory(setup, options, peers)}, options)
 
 
 if __name__ == "__main__":

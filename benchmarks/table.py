@@ -139,8 +139,10 @@ def rates(result: Result, peer: str) -> str:
 
 
 def shares(result: Result, peer: str) -> str:
-    """Share of the GEMM peak that both sides reach."""
-    reached = result["share_of_peak"]
+    """Share of the GEMM peak that both sides reach; a dash where the run did not keep it."""
+    reached = result.get("share_of_peak")
+    if reached is None:
+        return "–"
     return f"{percent(reached[OURS])} / {percent(reached[peer])}"
 
 
@@ -221,6 +223,9 @@ def memory_table(found: Sequence[Result], machines: Machines) -> str:
             mine = one["memory"][OURS]
             for side, spent in one["memory"].items():
                 cells = []
+                if "error" in spent:
+                    rows.append([named(work, one), machines.letter(one), side, "did not finish", "", "", ""])
+                    continue
                 for key in ("step_bytes", "peak_bytes"):
                     ratio = "" if side == OURS else f"**{mine[key] / spent[key]:.2f}×**"
                     cells += [f"{spent[key] / MIB:,.0f} MiB", ratio]
