@@ -45,7 +45,7 @@ class Shares:
 
 
 SHARES = {
-    "cpu": Shares("float32", train=0.55, reference=0.65, prefill=0.6, decode=0.35, guard=0.6, step_seconds=0.002),
+    "cpu": Shares("float32", train=0.65, reference=0.8, prefill=0.7, decode=0.45, guard=0.7, step_seconds=0.002),
     "cuda": Shares("bfloat16", train=0.35, reference=0.4, prefill=0.4, decode=0.3, guard=0.3, step_seconds=0.01),
 }
 """By device. From runs of ``quickstart`` on two cores and on one GPU."""
