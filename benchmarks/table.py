@@ -227,7 +227,7 @@ def memory_table(found: Sequence[Result], machines: Machines) -> str:
                     rows.append([named(work, one), machines.letter(one), side, "did not finish", "", "", ""])
                     continue
                 for key in ("step_bytes", "peak_bytes"):
-                    ratio = "" if side == OURS else f"**{mine[key] / spent[key]:.2f}×**"
+                    ratio = "" if side == OURS or key not in mine else f"**{mine[key] / spent[key]:.2f}×**"
                     cells += [f"{spent[key] / MIB:,.0f} MiB", ratio]
                 rows.append([named(work, one), machines.letter(one), side, *cells])
     return table(header, rows, left=3)

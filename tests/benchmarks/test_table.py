@@ -128,6 +128,22 @@ def test_memory_is_shown_as_our_part_of_the_others() -> None:
     assert "| trl tuned | 1,000 MiB | **0.30×** | 1,500 MiB | **0.60×** |" in text
 
 
+def test_a_side_without_enough_memory_did_not_finish() -> None:
+    spent = {"step_bytes": 2**30, "peak_bytes": 2**31}
+    found = result("dpo-float32", memory={"safeserve": spent, "trl tuned": {"error": "killed"}})
+    shown = [line for line in made(found)["memory"].splitlines() if line.startswith("| DPO, PKU pairs, float32 ")]
+    assert [line.split(" | ")[2:5] for line in shown] == [
+        ["safeserve", "1,024 MiB", ""],
+        ["trl tuned", "did not finish", ""],
+    ]
+
+
+def test_a_share_that_was_not_kept_is_a_dash() -> None:
+    found = result("dpo-float32")
+    del found["share_of_peak"]
+    assert row(made(found)["ratios"], "DPO, PKU pairs, float32")[5] == "–"
+
+
 def test_decoding_is_shown_beside_the_products_alone() -> None:
     peaks = [
         {"square": 100.0, "own": {"24x8x8": 30.0, "24x8x16": 50.0, "96x8x8": 70.0}},
