@@ -19,7 +19,7 @@ from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.outlook import Outlook
 from safeserve.pipeline.recipe import Recipe
 from safeserve.pipeline.rows import Sources, stage_rows
-from safeserve.pipeline.train_stages import DpoStage, RaftStage, TrainStage, parents
+from safeserve.pipeline.train_stages import DpoStage, RaftStage, TrainStage, with_parents
 from safeserve.training.raft_prompts import draws, split_pools
 
 
@@ -28,10 +28,7 @@ def models_in_order(recipe: Recipe, only: Sequence[str] | None = None) -> list[s
     names = ["base", *recipe.train]
     if only is None:
         return names
-    wanted = set(only)
-    for name in reversed(recipe.train):
-        if name in wanted:
-            wanted |= {recipe.train[name].start, *parents(recipe.train[name], recipe.train)}
+    wanted = {"base", *with_parents(recipe.train, only)}
     return [name for name in names if name in wanted]
 
 

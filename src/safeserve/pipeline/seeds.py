@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from safeserve.core.errors import UserError, did_you_mean
-from safeserve.pipeline.train_stages import DpoStage, RaftStage, TrainStage, parents
+from safeserve.pipeline.train_stages import DpoStage, TrainStage, with_parents
 
 
 def repeat_name(name: str, seed: int) -> str:
@@ -21,7 +21,7 @@ def repeated(stages: Mapping[str, TrainStage], names: Iterable[str], seeds: Sequ
     Args:
         seeds: of the copies, not of the stages themselves.
     """
-    wanted = _with_starts(stages, names)
+    wanted = with_parents(stages, names, judges=False)
     made = dict(stages)
     for seed in seeds:
         for name in stages:
@@ -51,20 +51,6 @@ def require_repeats(stages: Mapping[str, TrainStage], where: str) -> None:
                     + (f"a repetition of {original.repeats}." if original.repeats else f"method {original.method}.")
                 )
         known[name] = stage
-
-
-def _with_starts(stages: Mapping[str, TrainStage], names: Iterable[str]) -> set[str]:
-    wanted = set(names)
-    for name in reversed(list(stages)):
-        if name in wanted:
-            wanted |= set(_sources(stages[name], stages))
-    return wanted
-
-
-def _sources(stage: TrainStage, names: Iterable[str]) -> list[str]:
-    """The earlier stages that decide what this one learns, judges apart."""
-    judges = set(stage.judges) if isinstance(stage, RaftStage) else set()
-    return [name for name in parents(stage, names) if name == stage.start or name not in judges]
 
 
 def _copy(stage: TrainStage, name: str, wanted: set[str], seed: int) -> TrainStage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -109,11 +109,23 @@ METHODS: dict[str, type[SitStage] | type[DpoStage] | type[RaftStage] | type[Rewa
 }
 
 
-def parents(stage: TrainStage, names: Iterable[str]) -> list[str]:
-    """Which of the stages ``names`` a stage builds on: its start, reward models, a RAFT stage's samples."""
+def parents(stage: TrainStage, names: Iterable[str], judges: bool = True) -> list[str]:
+    """Which of the stages ``names`` a stage builds on.
+
+    These are its start, the samples of a RAFT stage and, with ``judges``, the models that score for it.
+    """
     wanted = {stage.start}
-    if isinstance(stage, RaftStage):
+    if judges and isinstance(stage, RaftStage):
         wanted |= set(stage.judges)
     if isinstance(stage, DpoStage) and stage.from_raft:
         wanted.add(stage.from_raft)
     return [name for name in names if name in wanted]
+
+
+def with_parents(stages: Mapping[str, TrainStage], names: Iterable[str], judges: bool = True) -> set[str]:
+    """``names`` and every stage that they build on, directly or not; see :func:`parents`."""
+    wanted = set(names)
+    for name in reversed(list(stages)):  # a stage builds on earlier ones only
+        if name in wanted:
+            wanted |= set(parents(stages[name], stages, judges))
+    return wanted

@@ -15,7 +15,7 @@ from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
 from safeserve.core.runs import write_bytes, write_text
 from safeserve.report.charts import MODE_ORDER
 from safeserve.report.content import ReportInput, report_from_run
-from safeserve.report.overview import CoverageChart, coverage_charts, trade_off
+from safeserve.report.overview import RATES, CoverageChart, coverage_charts, trade_off
 from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
 from safeserve.report.seeds import HEADINGS, spreads
 from safeserve.report.tables import markdown_table
@@ -32,7 +32,6 @@ _COLOURS = dict(
 LONGEST = 32
 """Characters of a name in a picture."""
 _QUIET, _ACCENT = "#8d867c", "#1f5f8b"
-_RATES = (("safe_rate", "answered safely"), ("over_refusal_rate", "over-refused"), ("accuracy", "correct"))
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "safeserve",
     "svg.fonttype": "none",
@@ -81,7 +80,7 @@ def _figures(run: ReportInput) -> Iterator[tuple[str, Any]]:
     """(file name, figure) of each picture that the run has numbers for."""
     if (shown := trade_off(run.summaries, run.candidate, {})) is not None:
         yield "trade_off", _trade_off(shown)
-    rates = {metric: found for metric, _ in _RATES if (found := _by_benchmark(run.summaries, metric))}
+    rates = {metric: found for metric, _ in RATES if (found := _by_benchmark(run.summaries, metric))}
     if rates:
         yield "rates", _rates(rates, list(run.summaries))
     if run.comparison and (totals := mode_totals(run.comparison)):
@@ -122,7 +121,7 @@ def _trade_off(shown: Any) -> Any:
 
 
 def _rates(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], models: Sequence[str]) -> Any:
-    titles = dict(_RATES)
+    titles = dict(RATES)
     lines = sum(len(found) for found in rates.values()) * (len(models) + 1)
     figure, axes = _axes(1, len(rates), 5 * len(rates), 1.2 + 0.16 * lines)
     for one, (metric, found) in zip(axes, rates.items(), strict=True):
@@ -162,7 +161,7 @@ def _modes(totals: Sequence[tuple[str, Mapping[str, int], Mapping[str, int]]], m
 def _doses(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], dose: Mapping[str, int]) -> Any:
     """Every rate over the number of safety demonstrations."""
     figure, axes = _axes(1, len(rates), 3.4 * len(rates), 2.8)
-    titles = dict(_RATES)
+    titles = dict(RATES)
     for one, (metric, found) in zip(axes, rates.items(), strict=True):
         for benchmark, cells in found.items():
             points = sorted((amount, cells[model]) for model, amount in dose.items() if model in cells)

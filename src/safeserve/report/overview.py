@@ -12,6 +12,8 @@ from safeserve.report.charts import Line, line_chart
 from safeserve.report.rows import interval_text, metric_cell, percent
 
 SAFE, REFUSED, CORRECT = "safe_rate", "over_refusal_rate", "accuracy"
+RATES = ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correct"))
+"""The three rates that belong together, in words."""
 _TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 266.0, 7.0, 97.0
 """Where 100 % and 0 % lie: pixels from above, percent of the width."""
 
@@ -84,7 +86,7 @@ def dose_charts(summaries: Mapping[str, Mapping[str, Any]], doses: Mapping[str, 
     if len({dose for dose, _ in measured}) < 2:
         return []
     charts = []
-    for metric, title in ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correct")):
+    for metric, title in RATES:
         lines = []
         for benchmark in dict.fromkeys(b for _, model in measured for b in summaries[model].get("benchmarks", {})):
             cells = [(dose, metric_cell(summaries[model], benchmark, metric)) for dose, model in measured]

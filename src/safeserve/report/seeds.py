@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safeserve.report.overview import RATES
 from safeserve.report.rows import metric_cell, percent
 
-METRICS = {"safe_rate": "safe", "over_refusal_rate": "over-refused", "accuracy": "correct"}
 HEADINGS = ("model", "benchmark", "rate", "each seed", "mean", "standard deviation (points)", "range (points)")
 SEEDS_HINT = (
     "Trained again with other seeds: other rows are drawn, in another order, from other starting weights of the "
@@ -34,7 +34,7 @@ class Spread:
         deviation = f"{100 * statistics.stdev(self.rates):.1f}"
         apart = f"{100 * (max(self.rates) - min(self.rates)):.1f}"
         mean = percent(statistics.fmean(self.rates))
-        return (self.model, self.benchmark, METRICS[self.metric], each, mean, deviation, apart)
+        return (self.model, self.benchmark, dict(RATES)[self.metric], each, mean, deviation, apart)
 
 
 def repetitions(stages: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def spreads(summaries: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, Se
         if model not in summaries or len(sides) < 2:
             continue
         for benchmark in summaries[model].get("benchmarks", {}):
-            for metric in METRICS:
+            for metric, _ in RATES:
                 cells = [cell for side in sides if (cell := metric_cell(side, benchmark, metric))]
                 if len(cells) > 1:
                     found.append(Spread(model, benchmark, metric, tuple(float(cell["rate"]) for cell in cells)))
