@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def test_a_model_that_stays_in_memory_is_not_loaded_again(tree: Tree, data: dict
     done.write_text("")
     first = plan(parse_recipe(made, "r"), tmp_path)["stages"]
     assert [(s["stage"], "load" in s["parts"]) for s in first[:2]] == [("eval-base", True), ("train-sit", True)]
+
+
+def test_held_out_pairs_are_read_and_not_learned(tmp_path: Path) -> None:
+    def stage(**options: Any) -> dict[str, Any]:
+        made = {"method": "reward", "batch_size": 2, **options}
+        rows = [{"prompt": f"question {i}", "chosen": "yes of course", "rejected": "no, not now"} for i in range(12)]
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = parse_recipe({"train": {"r": {**made, "pairs": str(path)}}}, "r")
+        found: dict[str, Any] = plan(recipe, tmp_path / "run")["stages"][0]
+        return found
+
+    whole, half = stage(validation_share=0), stage(validation_share=0.5)
+    assert (whole["rows"], whole["steps"]) == (12, 6)
+    assert (half["rows"], half["steps"]) == (12, 3)
+    assert half["tokens"]["trained on"] == whole["tokens"]["trained on"] / 2
+    assert whole["parts"]["train"] / 2 < half["parts"]["train"] < whole["parts"]["train"]
 
 
 def test_half_the_rate_takes_twice_the_time(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,23 @@ def test_nothing_left_to_train_on(tree: Tree) -> None:
         made(tree, every)
 
 
+def test_stages_read_a_source_once_and_account_for_it_each(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(name: str, **options: Any) -> Any:
+        read.append(name)
+        return load_demonstrations(name, **options)
+
+    monkeypatch.setattr("safeserve.pipeline.rows.load_demonstrations", counted)
+    rows, first = made(tree)
+    second = first.for_stage()
+    assert not second.account
+    first.account[next(iter(first.account))]["left_out"]["prompt repeated"] = 1
+    assert [row.id for row in sit_rows(sit(first.recipe), second)] == [row.id for row in rows]
+    assert len(read) == len(set(read)) == len(second.account)
+    assert all(not part["left_out"] for part in second.account.values())
+
+
 def test_no_starter_row_is_near_a_starter_evaluation_prompt() -> None:
     """The starter data keeps them apart, so a run on it trains on everything."""
     names = ("eval_harmful", "eval_look_alike", "eval_helpful")

@@ -244,6 +244,8 @@ def length_bias(lengths: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
 def overlaps(rows: Sequence[Item], evaluation: Sequence[Prompt]) -> list[tuple[int, int, float]]:
     """(index of row, index of evaluation prompt, likeness) wherever their prompts are nearer than :data:`OVERLAP`."""
+    if not evaluation:
+        return []
     grams = [trigrams(prompt_text(row)) for row in rows]
     against = [trigrams(prompt_text(prompt)) for prompt in evaluation]
     return sorted(similar(grams, against, OVERLAP), key=lambda hit: -hit[2])

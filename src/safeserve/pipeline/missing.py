@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.pipeline.raft import judge_maker
 from safeserve.pipeline.recipe import Recipe
@@ -23,9 +21,10 @@ def fitted(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     if not recipe.data.skip_missing:
         return recipe, {}
     gone: dict[str, str] = {}
+    sources = Sources(recipe, ())
     for name, stage in recipe.train.items():
         lost = next((other for other in parents(stage, recipe.train) if other in gone), None)
-        reason = f"needs {lost}, which is not run" if lost else _unreachable(stage, recipe)
+        reason = f"needs {lost}, which is not run" if lost else _unreachable(stage, sources)
         if reason:
             gone[name] = reason
     if not gone:
@@ -41,11 +40,12 @@ def fitted(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     return recipe.model_copy(update=changes), gone
 
 
-def _unreachable(stage: TrainStage, recipe: Recipe) -> str | None:
+def _unreachable(stage: TrainStage, sources: Sources) -> str | None:
     """Why the stage's data or judges cannot be reached, on one line; None where they can."""
+    recipe = sources.recipe
     try:
         if not (isinstance(stage, DpoStage) and stage.from_raft):  # those pairs come from an earlier stage
-            stage_rows(stage, Sources(recipe, (), Path()))
+            stage_rows(stage, sources.for_stage())
         if isinstance(stage, RaftStage):
             make = judge_maker(stage, recipe.train, lambda name: name)
             for judge in stage.judges:

@@ -63,6 +63,7 @@ class Outlook:
     guard_size: ModelSize | None
     not_counted: set[str] = field(default_factory=set)
     _assumed: dict[str, None] = field(default_factory=dict)
+    _counted: dict[Benchmark, PromptCounts] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe) -> Outlook:
@@ -103,7 +104,9 @@ class Outlook:
         generate = judge = peak = 0.0
         tokens = {"read": 0.0, "written": 0.0, "judged": 0.0}
         for benchmark, rows in prompts.items():
-            counts = count_prompts(self.chat, rows, self._guard_reads())
+            if benchmark not in self._counted:
+                self._counted[benchmark] = count_prompts(self.chat, rows, self._guard_reads())
+            counts = self._counted[benchmark]
             samples = 1 if benchmark.by_likelihood else options.sampling.n
             answer = 0.0 if benchmark.by_likelihood else self._answers(answers, most[benchmark])
             written = counts.rows * samples * answer
@@ -164,13 +167,15 @@ class Outlook:
             parts["sample"] = forecast.generation_seconds(size, machine, samples)
             tokens["sampled"] = samples.written
             peak = forecast.generation_bytes(size, machine, samples)
-        tokens["trained on"] = stage.epochs * counts.work.tokens
+        learned = 1 - stage.validation_share
+        tokens["trained on"] = stage.epochs * learned * counts.work.tokens
         work = replace(counts.work, responses=0) if isinstance(stage, SCORERS) else counts.work  # no logits
         if isinstance(stage, DpoStage):
             parts["reference"] = forecast.reference_seconds(size, machine, work) + machine.load_seconds(size)
         else:
             parts["save"] = machine.load_seconds(size)
-        parts["train"] = forecast.training_seconds(size, machine, work, stage)
+        parts["train"] = learned * forecast.training_seconds(size, machine, work, stage)
+        parts["train"] += stage.validation_share * forecast.reference_seconds(size, machine, work)
         peak = max(peak, forecast.training_bytes(size, machine, work, stage))
         told = _told(tokens, parts, peak)
         return {**told, **({"too_long": counts.too_long} if counts.too_long else {})}, Answers(counts.lengths or None)

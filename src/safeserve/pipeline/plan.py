@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ class _Planner:
     def training(self, name: str) -> dict[str, Any]:
         """A training stage."""
         stage = self.recipe.train[name]
-        evaluated = [prompt for rows in self.prompts.values() for prompt in rows]
-        rows = self._rows(stage, Sources(self.recipe, evaluated, self.folder))
+        rows = self._rows(stage, self._sources.for_stage())
         told = self._stage(f"train-{name}")
         found: dict[str, Any] = {}
         if self.outlook is not None:
@@ -68,10 +68,14 @@ class _Planner:
             "start": stage.start,
             "rows": len(rows),
             "epochs": stage.epochs,
-            "steps": _steps(stage, len(rows)),
+            "steps": _steps(stage, round(len(rows) * (1 - stage.validation_share))),
             **({"samples": len(rows) * stage.samples_per_prompt} if isinstance(stage, RaftStage) else {}),
             **found,
         }
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.recipe, [prompt for rows in self.prompts.values() for prompt in rows], self.folder)
 
     def _rows(self, stage: TrainStage, sources: Sources) -> Sequence[Any]:
         """What a stage works on, as far as it is there; for RAFT, the prompts of all iterations."""

@@ -35,12 +35,18 @@ class Sources:
         evaluation: prompts that the run evaluates; rows whose prompt is near one of them are left out (rule H11).
         folder: the run's, where earlier stages have left pairs.
         account: source to its identity (hash), rows used of rows read, and how many were left out for which reason.
+        kept: what was read before, by how it was asked for: most stages of a study read the same sources.
     """
 
     recipe: Recipe
     evaluation: Sequence[Prompt]
     folder: Path = Path()
     account: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: dict[Any, tuple[Sequence[Any], dict[str, Any]]] = field(default_factory=dict)
+
+    def for_stage(self) -> Sources:
+        """The same with an empty account; what was read is shared."""
+        return replace(self, account={})
 
     def read(self, name: str | None, load: Callable[..., Loaded[T]], as_: str = "", **options: Any) -> list[T]:
         """Usable rows of a source that are not near an evaluation prompt; none for None.
@@ -50,10 +56,19 @@ class Sources:
         """
         if name is None:
             return []
-        loaded = load(name, root=self.recipe.data.root, **options)
+        asked = (name, load, *sorted(options.items()))
+        if asked not in self.kept:
+            self.kept[asked] = self._read(name, load(name, root=self.recipe.data.root, **options))
+        rows, told = self.kept[asked]
+        self.account[as_ + name] = {**told, "left_out": dict(told["left_out"])}
+        return list(rows)
+
+    def _read(self, name: str, loaded: Loaded[T]) -> tuple[Sequence[T], dict[str, Any]]:
         near = {index for index, _, _ in overlaps(loaded.rows, self.evaluation)}
         rows = [row for index, row in enumerate(loaded.rows) if index not in near]
-        self.account[as_ + name] = {
+        if not rows:
+            raise UserError(f"{name}: every row is near an evaluation prompt, so nothing is left to train on.")
+        return rows, {
             # of what is used, not only of the source: another suite may leave other rows out
             "identity": stable_hash([loaded.identity, [row.id for row in rows]]),
             "rows": len(rows),
@@ -63,9 +78,6 @@ class Sources:
                 **({"near an evaluation prompt": len(near)} if near else {}),
             },
         }
-        if not rows:
-            raise UserError(f"{name}: every row is near an evaluation prompt, so nothing is left to train on.")
-        return rows
 
 
 def stage_rows(stage: TrainStage, sources: Sources) -> Any:

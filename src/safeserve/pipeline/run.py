@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,9 +209,12 @@ class Run:
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.recipe, [prompt for rows in self._prompts.values() for prompt in rows], self.folder)
+
     def _train(self, name: str, options: TrainStage) -> None:
-        evaluated = [prompt for prompts in self._prompts.values() for prompt in prompts]
-        sources = Sources(self.recipe, evaluated, self.folder)
+        sources = self._sources.for_stage()
         rows = stage_rows(options, sources)
         self._data.update(sources.account)
         told = options.model_dump(mode="json", exclude={"seed", "repeats"})  # seed: below, as it acts
