@@ -33,6 +33,7 @@ from benchmarks.common import (
     offline,
     parser,
     peak_rss,
+    retuned,
     rss,
     save,
     say,
@@ -91,8 +92,8 @@ def tune(setup: Setup, pairs: list[Any], most: int | None = None) -> dict[str, A
         return training.trl("dpo", setup, pairs, settings)
 
     first = tuned(dict(list(candidates(setup.batch, setup.dtype).items())[:most]), measure)
-    second = tuned(dict(list(refinements(first["best"], first["settings"]).items())[:most]), measure)
-    return {**second, "tried": {**first["tried"], **second["tried"]}, "pairs": len(pairs)}
+    more = dict(list(refinements(first["best"], first["settings"]).items())[:most])
+    return {**retuned(first, more, measure), "pairs": len(pairs)}
 
 
 def check(setup: Setup, pairs: list[Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from benchmarks.common import Disagreement, Run, achieved, alternate, compared, ratio, tuned
+from benchmarks.common import Disagreement, Run, achieved, alternate, compared, ratio, retuned, tuned
 from benchmarks.decoding import first_difference, near_ties, until_stop
 from benchmarks.flops import Weights, dpo_flops, generation_flops, sit_flops
 from benchmarks.plot import Panel, decades, short, steps, svg
@@ -67,6 +67,14 @@ def test_tuning_takes_the_fastest_and_keeps_what_failed() -> None:
     assert found["tried"]["c"] == {"settings": {"batch": 0}, "error": "ValueError: no rows"}
     with pytest.raises(Disagreement, match="none"):
         tuned({"c": {"batch": 0}}, measure)
+
+
+def test_a_further_round_forgets_no_faster_one() -> None:
+    rates = iter([5.0, 4.0, 3.0, 4.5])
+    first = tuned({"a": {"batch": 1}, "b": {"batch": 2}}, lambda settings: Run(next(rates), 1.0))
+    found = retuned(first, {"a": {"batch": 1}, "c": {"batch": 3}}, lambda settings: Run(next(rates), 1.0))
+    assert (found["best"], found["settings"]) == ("a", {"batch": 1})
+    assert {name: one["rate"] for name, one in found["tried"].items()} == {"a": 5.0, "b": 4.0, "c": 4.5}
 
 
 def test_tuning_does_not_swallow_a_disagreement() -> None:
