@@ -81,8 +81,11 @@ def train_stage(options: TrainStage, rows: Any, out: Path, folder: Path, shop: W
     started = time.monotonic()
     metrics = fit(model, rows, options, out, **common).metrics
     shop.costs.add("train", seconds=metrics["seconds"], tokens=metrics["tokens"])
+    checked = metrics.get("validation_seconds", 0.0)
+    if metrics["validation_rows"]:
+        shop.costs.add("validate", seconds=checked)
     # The rest is saving, after the pass of the reference in DPO.
-    rest = max(0.0, time.monotonic() - started - metrics["seconds"])
+    rest = max(0.0, time.monotonic() - started - metrics["seconds"] - checked)
     shop.costs.add("reference" if isinstance(options, DpoStage) else "save", seconds=rest)
     return {**metrics, **own}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safeserve.core.errors import UserError
 from safeserve.core.options import stable_hash
 from safeserve.core.pair_accuracy import RankedPair, accuracy, accuracy_report, better_length_rule
+from safeserve.core.progress import Progress
 from safeserve.data.records import Message, PreferencePair, Prompt
 from safeserve.judging.hub_models import HubModel, control_names, turns_of
 from safeserve.judging.reward import in_chat_template
@@ -342,8 +343,9 @@ class _RewardTraining(Training[PreferencePair, ScoredPair]):
             return {**self.report, "held_out": None}
         scored: dict[ScoredPair, tuple[float, float]] = {}
         policy.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), Progress("accuracy", len(validation)) as progress:
             for group in policy.micro_batches(list(validation), lambda item: item.rows):
+                progress.advance(len(group), sum(row.length for item in group for row in item.rows))
                 for pair, *found in zip(group, *(part.tolist() for part in _scores(policy, group)), strict=True):
                     scored[pair] = (found[0], found[1])
         ranked = [RankedPair(*scored[pair], pair.lengths, pair.group) for pair in validation]

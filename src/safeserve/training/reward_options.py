@@ -14,7 +14,7 @@ Contradictions = Literal["drop", "keep", "majority"]
 class ScorerOptions(TrainOptions):
     """What reward and cost models share."""
 
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate, of the adapter and of the head."""
     batch_size: int = Field(16, ge=1)
     """Pairs in an optimiser step; only the last step of an epoch may have fewer."""

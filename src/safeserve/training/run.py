@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,9 @@ class Training(Generic[Record, Item]):
             objective = self.objective(policy, [*items, *validation], work)
             metrics = fit(policy, objective, items, validation, work, self.seed)
             metrics["excluded"] = excluded
+            started = time.perf_counter()
             metrics |= self._measured(policy, validation)
+            metrics["validation_seconds"] = round(metrics["validation_seconds"] + time.perf_counter() - started, 2)
             trained = self._save(policy)
         finally:
             policy.release()

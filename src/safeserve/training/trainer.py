@@ -92,9 +92,10 @@ class StepTrainer(Trainer, Generic[Item]):  # type: ignore[misc]
         items: Sequence[Item] = self.eval_dataset
         self.model.eval()
         tally = Tally(sum(self.objective.weight(item) for item in items))
-        with torch.no_grad():
+        with torch.no_grad(), Progress("validate", len(items)) as progress:
             for group in self.policy.micro_batches(items, self.objective.rows):
                 tally.add(*self.objective.loss(self.policy, group))
+                progress.advance(len(group), sum(row.length for item in group for row in self.objective.rows(item)))
         metrics = {f"eval_{name}": value for name, value in tally.means().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -168,8 +169,10 @@ def fit(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
     history = trainer.state.log_history
+    checked = time.perf_counter()
     if validation and not any("eval_loss" in row and row["step"] == len(plan) for row in history):
         trainer.evaluate()
+    checked = time.perf_counter() - checked
     curves = {
         "train": [_without(row, "epoch") for row in history if "loss" in row],
         "validation": [_without(row, "epoch") for row in history if "eval_loss" in row],
@@ -186,6 +189,7 @@ def fit(
         "tokens": trainer.tokens,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(trainer.tokens / seconds, 1),
+        "validation_seconds": round(checked, 2),
         "peak_memory_bytes": _peak_memory(policy.device),
         "curves": curves,
     }
