@@ -14,6 +14,7 @@ from safeserve.core.errors import EXIT_ENVIRONMENT, EXIT_USER, SafeserveError
 from safeserve.core.threads import loadavg, waiting_policy
 
 STOPPED = 130
+CLOSED_PIPE = 141
 
 app = typer.Typer(
     name="safeserve",
@@ -100,6 +101,9 @@ def main() -> None:
         code = error.exit_code
     except Exception as error:
         code = _unexpected(error)
+    except SystemExit as stop:
+        # Where the reader of a pipe has gone, typer and rich end with 1, which would say that a gate failed.
+        code = stop.code if isinstance(stop.code, int) and stop.code != 1 else CLOSED_PIPE
     except KeyboardInterrupt:
         code = STOPPED
     if code == STOPPED:  # typer turns Ctrl-C into this code itself
@@ -111,7 +115,8 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, TyperException):
-        print(f"error: {error.format_message()} Try --help.", file=sys.stderr)
+        if said := error.format_message():  # nothing is wrong with a bare verb, which has printed its help
+            print(f"error: {said} Try --help.", file=sys.stderr)
         return EXIT_USER
     if isinstance(error, typer.Abort):
         return STOPPED

@@ -15,7 +15,7 @@ from safeserve.core.errors import UserError, did_you_mean
 class Options(BaseModel):
     """Frozen options; build them from untrusted mappings with :meth:`parse`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], where: str) -> Self:
@@ -63,10 +63,10 @@ def _fields_at(cls: type[BaseModel], parents: list[str]) -> set[str]:
 def stable_hash(value: Any) -> str:
     """First 16 hex digits of the sha256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def seed_for(*parts: object) -> int:
     """A seed in [0, 2**31) derived from the parts, for example (run seed, prompt id, k, iteration)."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF

@@ -34,12 +34,18 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise EnvironmentFault(f"{path}: no permission to write here. Choose another folder with --out.") from error
+        if error.errno == errno.EISDIR:
+            raise UserError(f"{path}: is a folder; name a file.") from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{path}: a file stands where a folder is needed. Choose another place with --out."
+            ) from None
         raise EnvironmentFault(f"{path}: {error.strerror or error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all: a killed process leaves the old file or the new one, never a half."""
-    write_bytes(path, text.encode())
+    write_bytes(path, readable(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -62,6 +68,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def plain(name: object) -> bool:
+    """Whether a name from a file may become part of a path: letters, digits, - and _ only."""
+    return str(name).replace("-", "").replace("_", "").isalnum()
+
+
 def readable(text: str) -> str:
     """``text`` with half characters (lone surrogates, which no UTF-8 file can hold) as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -77,7 +88,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a file.") from None
+    except PermissionError:
+        raise EnvironmentFault(f"{path}: no permission to read it.") from None
+    except (ValueError, RecursionError) as error:  # the decoder also refuses huge numbers and deep nesting
         line = getattr(error, "lineno", "?")
         raise UserError(f"{path} line {line}: not valid JSON ({error}).") from None
 
@@ -125,10 +140,10 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
+                    why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                     raise UserError(
-                        f"{path} line {number}: not valid JSON ({error.msg} at column {error.colno}). "
-                        "Every line must be one JSON object."
+                        f"{path} line {number}: not valid JSON ({why}). Every line must be one JSON object."
                     ) from None
                 if not isinstance(row, dict):
                     raise UserError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}.")

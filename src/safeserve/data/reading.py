@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,11 @@ def _json(path: Path) -> list[RawRow]:
     text = _whole(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON (nested too deeply).") from None
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
+            raise UserError(f"{path}: not valid JSON ({error}).") from None
         if error.msg == "Extra data":  # JSON lines under the name .json, as many hubs publish them
             return [RawRow(number, "line", values) for number, values in iter_jsonl(path)]
         raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg} at column {error.colno}).") from None
@@ -118,7 +123,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[RawRow]:
             raise UserError(f"{path} line {reader.line_num}: not a valid table ({error}).") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 
@@ -128,7 +133,7 @@ def _whole(path: Path) -> str:
             return file.read()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 

@@ -81,7 +81,8 @@ class Row:
 
     @property
     def label(self) -> Label:
-        own = self.optional("label").lower()
+        value = self.values.get("label")
+        own = "" if value is None else str(value).strip().lower()
         if own in LABELS:
             return LABELS[own]
         if own:  # never overruled by what the rest of the file is: a wrong label would count on the wrong side

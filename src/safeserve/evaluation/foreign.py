@@ -66,12 +66,27 @@ def read_side(reference: str, options: ForeignOptions = ForeignOptions()) -> Eva
     Raises:
         UserError: nothing there, or a file that cannot be read as completions (with its row and the remedy).
     """
+    _require_used(options, reference)
+    return _side(reference, options)
+
+
+def _side(reference: str, options: ForeignOptions) -> EvalFolder:
     return read_foreign(reference, options) if is_foreign(reference) else read_eval(find_eval(reference))
+
+
+def _require_used(options: ForeignOptions, *references: str) -> None:
+    if options != ForeignOptions() and not any(map(is_foreign, references)):
+        sides = " and ".join(references)
+        raise UserError(
+            f"--map, --label, --benchmark and --judge are for files of completions and would be ignored, because "
+            f"none is given ({sides}). Leave them out; `safeserve score` adds another judge's scores."
+        )
 
 
 def read_sides(a: str, b: str, options: ForeignOptions) -> tuple[EvalFolder, EvalFolder]:
     """Both sides of a comparison; foreign prompts take the ids that a run of ours gives the same texts."""
-    one, two = read_side(a, options), read_side(b, options)
+    _require_used(options, a, b)
+    one, two = _side(a, options), _side(b, options)
     if is_foreign(a) and not is_foreign(b):
         one = adopt_ids(one, two)
     elif is_foreign(b) and not is_foreign(a):
@@ -143,6 +158,9 @@ def write_eval(side: EvalFolder, folder: Path) -> None:
     """
     if (folder / "summary.json").exists():
         raise UserError(f"{folder}: holds an evaluation already. Choose another folder with --out.")
+    for name in (name for benchmark, part in side.benchmarks.items() for name in (benchmark, *part.scores)):
+        if Path(name).name != name or name == "..":
+            raise UserError(f'"{name}" cannot be the name of a benchmark or judge: it would be a path.')
     for name, part in side.benchmarks.items():
         write_jsonl(folder / name / "prompts.jsonl", (prompt.to_json() for prompt in part.prompts.values()))
         write_jsonl(folder / name / "completions.jsonl", (c.to_json() for c in part.completions.values()))
@@ -240,7 +258,9 @@ def _read_row(
         text += "\n\n" + extra.strip()
     given = values.get("id")
     if given is None or not str(given).strip():
-        given = f"{benchmark.lower()}-{hashlib.sha256(_spelling(text).encode()).hexdigest()[:12]}"
+        given = (
+            f"{benchmark.lower()}-{hashlib.sha256(_spelling(text).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        )
     prompt_id = str(given).strip()
     k = _sample(values["k"], where) if "k" in values else seen[prompt_id]
     seen[prompt_id] += 1
@@ -274,7 +294,7 @@ def _label(row: RawRow, columns: Columns, benchmark: str, path: Path, options: F
 def _sample(value: Any, where: str) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: k must be a whole number (found: {value!r}).") from None
 
 

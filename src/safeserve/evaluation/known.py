@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from safeserve.core.errors import UserError
@@ -47,6 +48,8 @@ def claimed_rates(side: EvalFolder, claims: Sequence[str]) -> Iterator[Finding]:
         text = text.strip().removesuffix("%").strip()
         try:
             percent = float(text)
+            if not math.isfinite(percent):
+                raise ValueError
         except ValueError:
             raise UserError(f"--claim {claim}: expected BENCHMARK=PERCENT, for example {name}=52.5.") from None
         n = len(side.benchmarks[name].completions)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import Options
+from safeserve.core.runs import plain
 from safeserve.evaluation.benchmarks import suite
 from safeserve.generation.engine import Sampling
 from safeserve.generation.llm_client import ServerOptions
@@ -254,7 +255,7 @@ def _check_names(recipe: Recipe, where: str) -> None:
     require_repeats(recipe.train, where)
     known = ["base"]
     for name, stage in recipe.train.items():
-        if not str(name).replace("-", "").replace("_", "").isalnum() or name == "base":
+        if not plain(name) or name == "base":
             raise UserError(
                 f'{where}: train: "{name}" cannot be a stage name. Use letters, digits, - and _ (not "base").'
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError
-from safeserve.core.runs import write_text
+from safeserve.core.runs import plain, write_text
 from safeserve.data.catalogue import SOURCES
 from safeserve.data.source_types import OWN, HubFile
 from safeserve.models import embedded
@@ -39,6 +39,8 @@ def write_cards(run_dir: Path) -> list[Path]:
     stages = recipe_of(run_dir).get("train") or {}
     made = []
     for name, stage in stages.items():
+        if not plain(name):  # it is about to become a path
+            raise UserError(f'{run_dir / "recipe.yaml"}: train: "{name}" cannot be a stage name.')
         folder = run_dir / "models" / name
         finished = folder.is_dir() and (run_dir / "stages" / f"train-{name}" / "metrics.json").exists()
         if finished and stage.get("method") not in SCORERS:

@@ -27,6 +27,8 @@ from safeserve.report.html import PANELS, page_environment, render_report, templ
 from safeserve.report.rows import metric_cell, percent
 
 HOSTS = ("localhost", "127.0.0.1")
+BROKEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What comes of files that are JSON and nothing else that was expected; one such run must not hide the others."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def runs_in(folder: Path) -> list[RunLine]:
                 base=str(manifest.get("model", "")),
                 outcome=str(verdict.get("outcome", "")),
                 candidate=str(verdict.get("candidate", "")),
-                models=tuple((model, _rates(summary)) for model, summary in summaries.items()),
+                models=tuple((model, _shown_rates(summary)) for model, summary in summaries.items()),
             )
         )
     return sorted(found, key=lambda run: (run.finished, run.name), reverse=True)
@@ -117,6 +119,8 @@ def respond(folder: Path, target: str) -> tuple[HTTPStatus, str]:
             return HTTPStatus.OK, comparison_page(folder, query.get("a", ""), query.get("b", ""))
     except SafeserveError as error:
         return HTTPStatus.BAD_REQUEST, _message(str(error))
+    except BROKEN as error:
+        return HTTPStatus.BAD_REQUEST, _message(f"A file of the run is not as safeserve writes it ({error!r}).")
     return HTTPStatus.NOT_FOUND, _message(f"{parts.path}: there is no such page.")
 
 
@@ -184,6 +188,13 @@ def _rates(summary: Mapping[str, Any]) -> tuple[str, ...]:
         cell = next(filter(None, cells), None)
         found.append(percent(cell["rate"]) if cell else "–")
     return tuple(found)
+
+
+def _shown_rates(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return _rates(summary)
+    except BROKEN:  # listed all the same, without rates
+        return ("–",) * len(PANELS)
 
 
 def _message(text: str) -> str:

@@ -1,0 +1,92 @@
+"""Files that are broken in ways a decoder does not expect, or that try to become a path: one message, exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeserve.core.runs import write_json, write_text
+from safeserve.report.view import respond
+
+Cli = Callable[..., Any]
+HALF = '{"prompt": "a \\ud800", "response": "b"}\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_json_that_python_refuses_by_another_exception(cli_here: Cli, tmp_path: Path, name: str) -> None:
+    for text in ("[" * 200_000, '{"prompt": ' + "1" * 6000 + "}"):
+        ran = cli_here("data", "show", write(tmp_path / name, text + "\n"))
+        assert (ran.code, "not valid JSON" in ran.stderr) == (2, True)
+
+
+def test_half_characters_are_read_judged_and_stored(cli_here: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path / "s.jsonl", HALF)
+    assert cli_here("check", file, "--label", "harmful").code == 0
+    ran = cli_here("score", file, "--label", "harmful", "--judge", "refusal", "--out", "r/evals/m")
+    assert ran.code == 0, ran.stderr
+    assert "\ufffd" in (tmp_path / "r/evals/m/s/prompts.jsonl").read_text()
+
+
+def test_a_label_that_is_no_word_is_not_overruled(cli_here: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path / "l.jsonl", '{"prompt": "How do I bake bread?", "label": 0}\n')
+    ran = cli_here("data", "show", file, "--label", "harmful")
+    assert (ran.code, 'label "0" is unknown' in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("option", [["--benchmark", "../../x"], ["--map", "guard-../../x=response"]])
+def test_no_name_becomes_a_path(cli_here: Cli, tmp_path: Path, option: list[str]) -> None:
+    file = write(tmp_path / "f.jsonl", '{"prompt": "a", "response": "b"}\n')
+    ran = cli_here("score", file, "--label", "harmful", "--judge", "refusal", *option, "--out", "deep/r/evals/m")
+    assert (ran.code, "it would be a path" in ran.stderr) == (2, True)
+    assert not list(tmp_path.rglob("x*"))
+
+
+def test_a_stage_name_from_a_run_folder_is_no_path(cli_here: Cli, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    write(tmp_path / "run/recipe.yaml", f"train:\n  {victim}: {{method: sit, start: base}}\n")
+    write_json(tmp_path / f"run/stages/train-/{victim}/metrics.json", {})
+    write_json(tmp_path / "run/evals/base/summary.json", {"model": "base", "benchmarks": {}, "judges": {}})
+    assert cli_here("report", "run").code == 2
+    assert not list(victim.iterdir())
+
+
+@pytest.mark.parametrize("claim", ["f=nan", "f=inf"])
+def test_a_claim_is_a_finite_number(cli_here: Cli, tmp_path: Path, claim: str) -> None:
+    file = write(tmp_path / "f.jsonl", '{"prompt": "a", "response": "b"}\n')
+    assert cli_here("check", file, "--label", "harmful", "--claim", claim).code == 2
+
+
+def test_options_of_foreign_files_are_refused_where_a_run_is_read(cli_here: Cli) -> None:
+    ran = cli_here("gate", "run:dpo", "--judge", "typo")
+    assert (ran.code, "would be ignored" in ran.stderr) == (2, True)
+
+
+def test_an_option_is_a_finite_number(cli_here: Cli) -> None:
+    ran = cli_here("recipes", "validate", "quickstart", "train.sit.learning_rate=.inf")
+    assert (ran.code, "finite" in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("summary", ['{"benchmarks": null}', '{"benchmarks": ["x"]}', "[" * 100_000, "7"])
+def test_a_broken_run_does_not_hide_the_others(tmp_path: Path, summary: str) -> None:
+    write_text(tmp_path / "bad/evals/base/summary.json", summary)
+    write_json(tmp_path / "good/evals/base/summary.json", {"model": "base", "benchmarks": {}})
+    status, page = respond(tmp_path, "/")
+    assert status == HTTPStatus.OK
+    assert "good" in page
+    assert "bad" in page
+    assert respond(tmp_path, "/run/bad")[0] == HTTPStatus.BAD_REQUEST
+
+
+def test_a_bare_verb_says_nothing_is_wrong(cli_here: Cli) -> None:
+    assert "error:" not in cli_here("data").stderr
