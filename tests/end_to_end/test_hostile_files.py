@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from safeserve.core.runs import write_json, write_text
+from safeserve.report.tables import markdown_table
 from safeserve.report.view import respond
 
 Cli = Callable[..., Any]
@@ -90,3 +91,17 @@ def test_a_broken_run_does_not_hide_the_others(tmp_path: Path, summary: str) -> 
 
 def test_a_bare_verb_says_nothing_is_wrong(cli_here: Cli) -> None:
     assert "error:" not in cli_here("data").stderr
+
+
+def test_a_terminal_is_told_nothing_by_a_file(cli_here: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", '{"prompt": "hi \\u001b]0;x\\u0007 \\u001b[2J", "response": "r \\u001b[31m"}\n')
+    ran = cli_here("data", "show", file)
+    assert ran.code == 0
+    assert "\x1b" not in ran.stdout
+    assert "\x07" not in ran.stdout
+
+
+def test_a_markdown_table_holds_no_tags() -> None:
+    table = markdown_table(("a|b", "n"), [("<img src=x onerror=alert(1)> </b>", "< .001")], 1)
+    assert "<img" not in table.replace("\\<", "")
+    assert "| < .001 |" in table

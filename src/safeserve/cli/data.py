@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from safeserve.cli.common import next_commands, print_json
+from safeserve.core.errors import harmless
 
 app = typer.Typer(help="Data: what there is, what a row looks like, what is wrong with it.", no_args_is_help=True)
 
@@ -231,7 +232,7 @@ def _print_row(place: str, content: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(Text(f"--- {content['id']}  ({place})", style="bold"))
+    console.print(Text(harmless(f"--- {content['id']}  ({place})"), style="bold"))
     for name, segments in content.get("rendered", {}).items():
         tokens = sum(segment["tokens"] for segment in segments)
         counted = sum(segment["tokens"] for segment in segments if segment["loss"])
@@ -239,14 +240,14 @@ def _print_row(place: str, content: dict[str, Any]) -> None:
         for segment in segments:
             # Brackets carry the meaning where there are no colours (a pipe, NO_COLOR, a colour-blind reader).
             text = f"[[LOSS {segment['text']} LOSS]]" if segment["loss"] else segment["text"]
-            console.print(Text(text, style="green" if segment["loss"] else "dim"))
+            console.print(Text(harmless(text), style="green" if segment["loss"] else "dim"))
     if "rendered" not in content:
         for key, value in content.items():
             if key == "messages":
                 for message in value:
-                    console.print(Text(f"{message['role']}: {message['content']}"))
+                    console.print(Text(harmless(f"{message['role']}: {message['content']}")))
             elif key != "id" and value not in (None, "", (), {}):
-                console.print(Text(f"{key}: {value}"))
+                console.print(Text(harmless(f"{key}: {value}")))
     console.print()
 
 

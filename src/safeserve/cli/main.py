@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import TyperException
 
-from safeserve.core.errors import EXIT_ENVIRONMENT, EXIT_USER, SafeserveError
+from safeserve.core.errors import EXIT_ENVIRONMENT, EXIT_USER, SafeserveError, harmless
 from safeserve.core.threads import loadavg, waiting_policy
 
 STOPPED = 130
@@ -97,7 +97,7 @@ def main() -> None:
         result = register()(standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except SafeserveError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
         code = error.exit_code
     except Exception as error:
         code = _unexpected(error)

@@ -7,6 +7,7 @@ Exit codes (a contract, see docs/quickstart.md): 0 done or gate passed, 1 gate f
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -38,6 +39,11 @@ class EvidenceError(SafeserveError):
     """Too little was measured to decide. Exit code 4."""
 
     exit_code = EXIT_EVIDENCE
+
+
+def harmless(text: str) -> str:
+    """The text without the control characters that a terminal would obey; line breaks and tabs stay."""
+    return "".join("\ufffd" if c not in "\n\t" and unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from safeserve.core.errors import harmless
 from safeserve.evaluation.findings import Finding, shown
 from safeserve.evaluation.gate import Verdict
 from safeserve.evaluation.metrics import PROVISIONAL
@@ -27,6 +28,7 @@ from safeserve.report.rows import (
 )
 from safeserve.report.words import markdown
 
+_TAG = re.compile(r"(?<!\\)<(?=[A-Za-z/!?])")
 WIDTH = 110
 """Columns where stdout is no terminal, so that a redirected table is not folded at 80."""
 OUTCOME_WORDS = {"pass": "passes", "fail": "fails", "no_verdict": "gets no verdict under"}
@@ -198,7 +200,8 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left:
     """A Markdown table; columns after the first ``left`` are right-aligned."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("\n", " ") for cell in cells) + " |\n"
+        escaped = (re.sub(r"(?<!\\)\|", r"\|", _TAG.sub(r"\<", cell)).replace("\n", " ") for cell in cells)
+        return "| " + " | ".join(escaped) + " |\n"
 
     ruler = "|" + "|".join("---" if i < left else "---:" for i in range(len(headings))) + "|\n"
     return line(headings) + ruler + "".join(map(line, rows))
@@ -210,7 +213,7 @@ def _note_lines(notes: list[str]) -> list[RenderableType]:
 
 def _plain(text: str) -> Text:
     # Names come from files: as Text they cannot carry rich markup.
-    return Text(text)
+    return Text(harmless(text))
 
 
 def _print(view: RenderableType) -> None:
