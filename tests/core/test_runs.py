@@ -113,8 +113,11 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
-    with pytest.raises(EnvironmentFault, match="runs"):
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
         write_text(tmp_path / "runs" / "x", "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_text(tmp_path / "folder", "text")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")]])
