@@ -105,3 +105,16 @@ def test_a_markdown_table_holds_no_tags() -> None:
     table = markdown_table(("a|b", "n"), [("<img src=x onerror=alert(1)> </b>", "< .001")], 1)
     assert "<img" not in table.replace("\\<", "")
     assert "| < .001 |" in table
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train:\n  dpo: {method: dpo}\n  dpo: {method: sit}\n", 'line 3: not valid YAML (the key "dpo" stands twice)'),
+        ("seed: 2024-13-45\n", "a value cannot be read"),
+        ("[" * 3000, "not valid YAML"),
+    ],
+)
+def test_yaml_that_would_be_read_otherwise_than_meant(cli_here: Cli, tmp_path: Path, text: str, says: str) -> None:
+    ran = cli_here("recipes", "validate", write(tmp_path / "r.yaml", text))
+    assert (ran.code, says in ran.stderr) == (2, True)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import Options
+from safeserve.core.yaml_files import load_yaml
 from safeserve.evaluation.metrics import find_metric
 from safeserve.judging.registry import DEFAULT_JUDGES
 
@@ -123,7 +124,7 @@ def load_policy(name: str) -> Policy:
 def parse_policy(text: str, where: str) -> Policy:
     """Read a policy from YAML; ``where`` names it in messages. Raises UserError like :func:`load_policy`."""
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML ({error}).") from None
     policy = Policy.parse(content, where)

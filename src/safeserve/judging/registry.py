@@ -15,6 +15,7 @@ import yaml
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.extensions import load_object
+from safeserve.core.yaml_files import load_yaml
 from safeserve.judging.judge import Judge
 
 KINDS: dict[str, str] = {
@@ -92,7 +93,7 @@ def _make(kind: str, name: str, options: dict[str, Any], where: str) -> Judge:
 
 def _from_file(path: Path) -> Judge:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
     except yaml.YAMLError as error:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import Options
 from safeserve.core.runs import plain
+from safeserve.core.yaml_files import load_yaml
 from safeserve.evaluation.benchmarks import suite
 from safeserve.generation.engine import Sampling
 from safeserve.generation.llm_client import ServerOptions
@@ -140,7 +141,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UserError: with file, line or override and remedy.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{path} line {line}: not valid YAML ({error.problem}).") from None
@@ -323,7 +324,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f'"{override}": an override reads key=value, for example train.dpo.beta=0.2.')
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
         raise UserError(f'"{override}": the value is not valid YAML.') from None
     _set(tree, key, value, f'"{override}"')
