@@ -232,22 +232,26 @@ def _print_row(place: str, content: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(Text(harmless(f"--- {content['id']}  ({place})"), style="bold"))
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(harmless(text), style=style))
+
+    say(f"--- {content['id']}  ({place})", "bold")
     for name, segments in content.get("rendered", {}).items():
         tokens = sum(segment["tokens"] for segment in segments)
         counted = sum(segment["tokens"] for segment in segments if segment["loss"])
-        console.print(Text(f"{name}: {tokens} tokens, loss on {counted}", style="italic"))
+        say(f"{name}: {tokens} tokens, loss on {counted}", "italic")
         for segment in segments:
             # Brackets carry the meaning where there are no colours (a pipe, NO_COLOR, a colour-blind reader).
             text = f"[[LOSS {segment['text']} LOSS]]" if segment["loss"] else segment["text"]
-            console.print(Text(harmless(text), style="green" if segment["loss"] else "dim"))
+            say(text, "green" if segment["loss"] else "dim")
     if "rendered" not in content:
         for key, value in content.items():
             if key == "messages":
                 for message in value:
-                    console.print(Text(harmless(f"{message['role']}: {message['content']}")))
+                    say(f"{message['role']}: {message['content']}")
             elif key != "id" and value not in (None, "", (), {}):
-                console.print(Text(harmless(f"{key}: {value}")))
+                say(f"{key}: {value}")
     console.print()
 
 

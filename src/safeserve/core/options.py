@@ -60,13 +60,17 @@ def _fields_at(cls: type[BaseModel], parents: list[str]) -> set[str]:
     return set(cls.model_fields)
 
 
+def digest(text: str) -> str:
+    """The sha256 of a text in hex; a half character (lone surrogate), which UTF-8 has no place for, counts as it is."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def stable_hash(value: Any) -> str:
     """First 16 hex digits of the sha256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return digest(text)[:16]
 
 
 def seed_for(*parts: object) -> int:
     """A seed in [0, 2**31) derived from the parts, for example (run seed, prompt id, k, iteration)."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+    return int(digest("\x1f".join(str(part) for part in parts))[:8], 16) & 0x7FFFFFFF

@@ -65,8 +65,10 @@ def _in_order(run: Path, names: set[str]) -> list[str]:
     """base first, then as the run's recipe trains them; models that it does not name by their names."""
     import yaml
 
+    from safeserve.core.yaml_files import load_yaml
+
     try:
-        tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        tree = load_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         tree = None
     trained = tree.get("train") if isinstance(tree, dict) else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
+from safeserve.core.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from safeserve.models.loading import LoadedModel
@@ -85,7 +86,7 @@ def _task(name: str) -> str | dict[str, Any]:
     if not name.endswith((".yaml", ".yml")):
         return name
     try:
-        tree = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        tree = load_yaml(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read ({error}).") from None
     except yaml.YAMLError as error:

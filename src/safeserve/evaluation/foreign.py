@@ -8,7 +8,6 @@ with, or by the file's name. Prompts get ids from their texts, so that two files
 from __future__ import annotations
 
 import glob
-import hashlib
 import math
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from safeserve.core.errors import UserError
+from safeserve.core.options import digest
 from safeserve.core.runs import write_json, write_jsonl
 from safeserve.data.catalogue import SOURCES
 from safeserve.data.reading import RawRow, file_format, read_rows
@@ -258,9 +258,7 @@ def _read_row(
         text += "\n\n" + extra.strip()
     given = values.get("id")
     if given is None or not str(given).strip():
-        given = (
-            f"{benchmark.lower()}-{hashlib.sha256(_spelling(text).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        )
+        given = f"{benchmark.lower()}-{digest(_spelling(text))[:12]}"
     prompt_id = str(given).strip()
     k = _sample(values["k"], where) if "k" in values else seen[prompt_id]
     seen[prompt_id] += 1

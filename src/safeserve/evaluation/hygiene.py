@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from safeserve.core.statistics import wilson
+from safeserve.core.yaml_files import load_yaml
 from safeserve.data.ngrams import similar, trigrams
 from safeserve.evaluation.alignment import misaligned
 from safeserve.evaluation.findings import Finding, worst_first
@@ -111,7 +112,7 @@ def teachers_of(side: EvalFolder) -> set[str]:
     """Judges that chose training data for this model or for one it started from, read from the run's recipe."""
     path = side.path.parent.parent / "recipe.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if side.path.parent.name == "evals" else None
+        tree = load_yaml(path.read_text(encoding="utf-8")) if side.path.parent.name == "evals" else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return set()
     stages = tree.get("train") if isinstance(tree, dict) else None

@@ -12,6 +12,7 @@ import yaml
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import read_json
+from safeserve.core.yaml_files import load_yaml
 from safeserve.evaluation.folder import EvalFolder, Key, read_eval
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import mode_judge
@@ -207,7 +208,7 @@ def recipe_of(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "recipe.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        content = load_yaml(path.read_text(encoding="utf-8")) if path.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{path}: not valid YAML. Run the recipe again to write it anew.") from None
     return content if isinstance(content, dict) else {}

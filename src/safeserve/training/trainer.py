@@ -169,10 +169,10 @@ def fit(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
     history = trainer.state.log_history
-    checked = time.perf_counter()
+    start = time.perf_counter()
     if validation and not any("eval_loss" in row and row["step"] == len(plan) for row in history):
         trainer.evaluate()
-    checked = time.perf_counter() - checked
+    validation_seconds = time.perf_counter() - start
     curves = {
         "train": [_without(row, "epoch") for row in history if "loss" in row],
         "validation": [_without(row, "epoch") for row in history if "eval_loss" in row],
@@ -189,7 +189,7 @@ def fit(
         "tokens": trainer.tokens,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(trainer.tokens / seconds, 1),
-        "validation_seconds": round(checked, 2),
+        "validation_seconds": round(validation_seconds, 2),
         "peak_memory_bytes": _peak_memory(policy.device),
         "curves": curves,
     }
