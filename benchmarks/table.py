@@ -50,6 +50,7 @@ _EXPECTED = (
     Work("dpo-long-float32", "DPO, long prompts, float32", "python -m benchmarks.dpo --prompts long"),
     Work("sit-float32", "SIT, float32", "python -m benchmarks.sit"),
     Work("sit-bfloat16", "SIT, bfloat16", "python -m benchmarks.sit --dtype bfloat16"),
+    Work("reward-float32", "reward model, PKU pairs, float32", "python -m benchmarks.reward"),
     Work("generation-float32", "generation, greedy, float32", "python -m benchmarks.generation"),
     Work("generation-bfloat16", "generation, greedy, bfloat16", "python -m benchmarks.generation --dtype bfloat16"),
     Work("generation-k8-float32", "8 samples a prompt, float32", "python -m benchmarks.generation --samples 8"),
@@ -178,6 +179,8 @@ def agreement(result: Result) -> str:
         return f"values at most {found['apart']:.1e} apart"
     if "first_loss" in found:
         return f"first losses {found['first_loss']:.4f} and {found['peer_first_loss']:.4f}"
+    if "losses" in found:
+        return f"losses of the first steps {found['losses']} and {found['peer_losses']}"
     parts = [
         f"{peer}: {one['same']} of {one['answers']} answers the same, {len(one['near_ties'])} near-ties"
         for peer, one in found.items()

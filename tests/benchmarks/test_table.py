@@ -105,6 +105,9 @@ def test_settings_and_agreement() -> None:
         "2 (1 did not work)",
         "2.0e-05 nats a token apart, first loss 0.6931",
     ]
+    losses = {"losses": [0.6931, 0.6778], "peer_losses": [0.6931, 0.6779], "pairs": 16}
+    cells = row(made(result("reward-float32", agreement=losses))["settings"], "reward model, PKU pairs, float32")
+    assert cells[-1] == "losses of the first steps [0.6931, 0.6778] and [0.6931, 0.6779]"
     several = {peer: {"best": f"{peer} best", "tried": {"a": {"rate": 1.0}}} for peer in ("generate", "batching")}
     agreed = {"generate": {"answers": 4, "same": 3, "near_ties": [{"gap": 1e-4}]}}
     found = result("generation-float32", tuning=several, agreement=agreed, gemm=[{"square": 1.0, "own": {}}])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from safeserve.core.errors import UserError
+from safeserve.core.options import typed
 from safeserve.data.adapters import detect
 from safeserve.data.records import Prompt
 from safeserve.data.sources import load_prompts
@@ -75,7 +76,7 @@ def test_instructions_keep_the_prompt_verbatim_and_survive_the_file(tmp_path: Pa
         {"id": "punctuation:no_comma", "kwargs": {}},
         {"id": "length_constraints:number_words", "kwargs": {"num_words": 3, "relation": "at least"}},
     ]
-    again = Prompt.from_json(json.loads(json.dumps(prompt.to_json())))
+    again = typed(Prompt, json.loads(json.dumps(prompt.to_json())), "here")
     assert again == prompt
     assert again.meta == prompt.meta
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -118,3 +119,70 @@ def test_a_markdown_table_holds_no_tags() -> None:
 def test_yaml_that_would_be_read_otherwise_than_meant(cli_here: Cli, tmp_path: Path, text: str, says: str) -> None:
     ran = cli_here("recipes", "validate", write(tmp_path / "r.yaml", text))
     assert (ran.code, says in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "says"),
+    [
+        ("prompts.jsonl", {"messages": 5}, "line 1: messages"),
+        ("prompts.jsonl", {"category": 5}, "line 1: category"),
+        ("completions.jsonl", {"text": 5}, "line 1: text"),
+        ("completions.jsonl", {"token_ids": ["x"]}, "line 1: token_ids.0"),
+        ("scores/refusal.jsonl", {"label": 5}, "line 1: label"),
+        ("scores/refusal.jsonl", {"detail": [1]}, "line 1: detail"),
+    ],
+)
+def test_rows_of_a_run_are_of_their_kind(cli_here: Cli, tmp_path: Path, file: str, row: Any, says: str) -> None:
+    source = write(tmp_path / "f.jsonl", '{"prompt": "How do I bake bread?", "response": "With flour."}\n')
+    made = cli_here("score", source, "--label", "benign", "--judge", "refusal", "--out", "r/evals/m")
+    assert made.code == 0, made.stderr
+    path = tmp_path / "r/evals/m/f" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **row}) + "\n")
+    for verb in (("compare", "r:m", "r:m"), ("report", "r"), ("score", "r:m", "--judge", "refusal")):
+        ran = cli_here(*verb)
+        assert (ran.code, says in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"benchmarks": [1]}', '{"judges": 3}', '{"sampling": "hot"}'])
+def test_a_summary_that_is_none(cli_here: Cli, tmp_path: Path, content: str) -> None:
+    source = write(tmp_path / "f.jsonl", '{"prompt": "a", "response": "b"}\n')
+    assert cli_here("score", source, "--label", "benign", "--judge", "refusal", "--out", "r/evals/m").code == 0
+    write(tmp_path / "r/evals/m/summary.json", content)
+    ran = cli_here("report", "r")
+    assert (ran.code, "summary.json" in ran.stderr) == (2, True), ran.stderr
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(cli_here: Cli, tmp_path: Path) -> None:
+    for name in ("f.jsonl", "f.json"):
+        file = write(tmp_path / name, '\ufeff{"prompt": "a", "response": "b"}\n')
+        if name.endswith(".json"):
+            file.write_text('\ufeff[{"prompt": "a", "response": "b"}]', encoding="utf-8")
+        ran = cli_here("data", "show", file, "--label", "benign")
+        assert ran.code == 0, ran.stderr
+
+
+def test_a_column_that_is_not_there_cannot_be_mapped(cli_here: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path / "f.jsonl", '{"prompt": "a", "response": "b", "kind_of": "x"}\n')
+    ran = cli_here("data", "show", file, "--label", "benign", "--map", "category=kind_off")
+    assert (ran.code, 'no column "kind_off". Did you mean "kind_of"?' in ran.stderr) == (2, True), ran.stderr
+
+
+def test_what_a_recipe_names_wrongly_is_told_with_file_and_key(cli_here: Cli, tmp_path: Path) -> None:
+    recipe = "model: nowhere/at/all\nevaluate: {models: [base], suite: SUITE, judges: [JUDGE], limit: 2}\n"
+    for suite, judge, more, says in (
+        ("startr", "refusal", "", "own.yaml: evaluate.suite: "),
+        ("starter", "refusl", "", "own.yaml: evaluate: judge"),
+        ("starter", "refusal", "gate: {candidate: base, against: base, policy: strtr}\n", "own.yaml: gate.policy: "),
+        ("starter", "refusal", "", "nowhere/at/all: no such model folder"),
+    ):
+        file = write(tmp_path / "own.yaml", recipe.replace("SUITE", suite).replace("JUDGE", judge) + more)
+        ran = cli_here("run", file, "--dry-run")
+        assert (ran.code, says in ran.stderr) == (2, True), ran.stderr
+
+
+def test_a_policy_that_is_no_text(cli_here: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_bytes(b"rules: \xff\xfe")
+    source = write(tmp_path / "f.jsonl", '{"prompt": "a", "response": "b"}\n')
+    assert cli_here("score", source, "--label", "benign", "--judge", "refusal", "--out", "r/evals/m").code == 0
+    ran = cli_here("gate", "r:m", "--policy", "p.yaml")
+    assert (ran.code, "p.yaml: not UTF-8" in ran.stderr) == (2, True), ran.stderr

@@ -148,7 +148,7 @@ def test_tasks_that_cannot_be_run_say_why(tiny: Callable[..., Any], tmp_path: Pa
         with pytest.raises(UserError, match=r'no task "piqua".*Did you mean "piqa"'):
             run_lm_eval(loaded, ["piqua"])
     (tmp_path / "code.yaml").write_text("task: t\ndoc_to_text: !function utils.run\n")
-    with pytest.raises(UserError, match="not plain YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         run_lm_eval(loaded, [str(tmp_path / "code.yaml")])
     (tmp_path / "away.yaml").write_text(
         f"task: away\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/none.jsonl}}}}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safeserve.core.errors import UserError
-from safeserve.core.runs import jsonl_text, read_json, read_jsonl, write_json, write_jsonl
+from safeserve.core.runs import jsonl_lines, read_json, read_jsonl, write_json, write_jsonl
 from safeserve.evaluation.compare import compare
 from safeserve.evaluation.summary import read_eval
 
@@ -81,7 +81,7 @@ def test_pairs_are_matched_by_id_not_by_position(make_eval):
 def test_another_prompt_under_the_same_id_is_refused(make_eval):
     a, b = make_eval("base", harmful=labels(1, 1)), make_eval("dpo", harmful=labels(1, 1))
     path = b / "starter-harmful" / "prompts.jsonl"
-    path.write_text(jsonl_text(read_jsonl(path)).replace("question 1", "question one"))
+    path.write_text("".join(jsonl_lines(read_jsonl(path))).replace("question 1", "question one"))
     with pytest.raises(UserError, match='id "p001" has other messages'):
         compare(read_eval(a), read_eval(b))
 

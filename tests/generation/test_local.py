@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from safeserve.core.options import typed
 from safeserve.data.records import Prompt, user
 from safeserve.generation.engine import Completion, Sampling
 
@@ -280,4 +281,4 @@ def test_a_completion_survives_json() -> None:
     import json
 
     completion = Completion("a", "b", (1, 2), "stop", -1.5, 1, 7)
-    assert Completion.from_json(json.loads(json.dumps(completion.to_json()))) == completion
+    assert typed(Completion, json.loads(json.dumps(completion.to_json())), "here") == completion

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from safeserve.core.options import typed
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion, Sampling
 from safeserve.generation.resumable import generate_to
@@ -46,9 +47,9 @@ def test_completions_come_in_the_order_of_the_prompts(engine: Make, prompts: lis
     completions = run(engine(wave_rows=4), prompts, tmp_path)
     assert [(c.id, c.k) for c in completions] == [(p.id, k) for p in prompts for k in (0, 1)]
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
-    assert [Completion.from_json(row) for row in rows] == completions
+    assert [typed(Completion, row, "here") for row in rows] == completions
     stored = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    assert [Prompt.from_json(row) for row in stored] == prompts
+    assert [typed(Prompt, row, "here") for row in stored] == prompts
     assert sorted(p.name for p in tmp_path.iterdir()) == ["completions.jsonl", "prompts.jsonl"]
 
 

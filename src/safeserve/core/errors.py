@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
@@ -39,6 +40,15 @@ class EvidenceError(SafeserveError):
     """Too little was measured to decide. Exit code 4."""
 
     exit_code = EXIT_EVIDENCE
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Put ``where`` (a file and its key) before the messages of user errors from code that does not know it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def harmless(text: str) -> str:

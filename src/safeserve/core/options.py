@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Self, get_args
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.errors import UserError, did_you_mean, placed
+
+T = TypeVar("T")
 
 
 class Options(BaseModel):
@@ -27,14 +30,30 @@ class Options(BaseModel):
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where}: expected keys and values, found {type(mapping).__name__}.")
         try:
-            return cls.model_validate(dict(mapping))
+            with placed(where):  # a validator's own message does not know where the options stand
+                return cls.model_validate(dict(mapping))
         except ValidationError as error:
             raise UserError(_explain(error, cls, where)) from None
-        except UserError as error:  # a validator's own message does not know where the options stand
-            raise UserError(f"{where}: {error}") from None
 
 
-def _explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
+def typed(cls: type[T], row: Mapping[str, Any], where: str) -> T:
+    """``row`` as an instance of the dataclass ``cls``; keys that it does not know are left out.
+
+    Raises:
+        UserError: a key is missing or its value of the wrong kind; ``where`` names file and line.
+    """
+    try:
+        return _adapter(cls)(row)  # type: ignore[arg-type,no-any-return]
+    except ValidationError as error:
+        raise UserError(_explain(error, cls, where)) from None
+
+
+@cache  # an adapter takes longer to make than thousands of rows to check
+def _adapter(cls: Any) -> Callable[[Mapping[str, Any]], Any]:
+    return TypeAdapter(cls).validate_python
+
+
+def _explain(error: ValidationError, cls: type[Any], where: str) -> str:
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])

@@ -50,12 +50,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Like :func:`write_text`, for bytes."""
+    _write(path, [content])
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -78,41 +82,62 @@ def readable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_text(path: Path) -> str:
+    """The text of a file, ``.gz`` too.
 
     Raises:
-        UserError: the file is missing or is not JSON (with the line).
+        UserError: there is no such file, it is not UTF-8, or a gzip file is cut.
+        EnvironmentFault: no permission.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a file.") from None
-    except PermissionError:
-        raise EnvironmentFault(f"{path}: no permission to read it.") from None
-    except (ValueError, RecursionError) as error:  # the decoder also refuses huge numbers and deep nesting
-        line = getattr(error, "lineno", "?")
-        raise UserError(f"{path} line {line}: not valid JSON ({error}).") from None
+        with open_text(path) as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 
-def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
+def json_refusal(error: ValueError | RecursionError) -> str:
+    """Why the decoder refused a text; it also refuses huge numbers and deep nesting."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing, is not JSON (with the line), or holds something else than an object.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({json_refusal(error)}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def jsonl_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """One JSON object a line, keys in the given order."""
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines atomically."""
-    write_text(path, jsonl_text(rows))
+    """Write JSON lines atomically, one row in memory at a time."""
+    _write(path, (readable(line).encode() for line in jsonl_lines(rows)))
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a text file, transparently gunzipping ``.gz``."""
+    """Open a text file, transparently gunzipping ``.gz``; a byte-order mark is no part of the text."""
     try:
         if path.suffix == ".gz":
-            return gzip.open(path, "rt", encoding="utf-8", newline="")
-        return path.open("r", encoding="utf-8", newline="")
+            return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        return path.open("r", encoding="utf-8-sig", newline="")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except IsADirectoryError:
@@ -141,9 +166,9 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                     raise UserError(
-                        f"{path} line {number}: not valid JSON ({why}). Every line must be one JSON object."
+                        f"{path} line {number}: not valid JSON ({json_refusal(error)}). "
+                        "Every line must be one JSON object."
                     ) from None
                 if not isinstance(row, dict):
                     raise UserError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}.")

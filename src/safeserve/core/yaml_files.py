@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from safeserve.core.errors import UserError
+from safeserve.core.runs import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -20,11 +24,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_yaml(text: str) -> Any:
-    """The value that ``text`` holds.
+def read_yaml(path: Path) -> Any:
+    """The value that a file holds. Raises as :func:`~safeserve.core.runs.read_text` and :func:`load_yaml` do."""
+    return load_yaml(read_text(path), str(path))
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """The value that ``text`` holds; ``where`` names it in messages.
 
     Raises:
-        yaml.YAMLError: not YAML, a key twice, a date that does not exist, or nested too deeply.
+        UserError: not YAML (with the line), a key twice, a date that does not exist, or nested too deeply.
     """
     try:
         loader = _Loader(text)
@@ -32,5 +41,10 @@ def load_yaml(text: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: not valid YAML ({error.problem}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML ({str(error).splitlines()[0]}).") from None
     except (ValueError, RecursionError) as error:
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
+        raise UserError(f"{where}: not valid YAML (a value cannot be read: {error}).") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import EnvironmentFault, UserError
-from safeserve.core.runs import iter_jsonl, open_text
+from safeserve.core.runs import iter_jsonl, json_refusal, open_text, read_text
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -73,17 +73,16 @@ def read_rows(path: Path) -> list[RawRow]:
 
 
 def _json(path: Path) -> list[RawRow]:
-    text = _whole(path)
+    text = read_text(path)
     try:
         value = json.loads(text)
-    except RecursionError:
-        raise UserError(f"{path}: not valid JSON (nested too deeply).") from None
-    except ValueError as error:
-        if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
-            raise UserError(f"{path}: not valid JSON ({error}).") from None
-        if error.msg == "Extra data":  # JSON lines under the name .json, as many hubs publish them
-            return [RawRow(number, "line", values) for number, values in iter_jsonl(path)]
-        raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg} at column {error.colno}).") from None
+    except (ValueError, RecursionError) as error:
+        line = ""
+        if isinstance(error, json.JSONDecodeError):
+            if error.msg == "Extra data":  # JSON lines under the name .json, as many hubs publish them
+                return [RawRow(number, "line", values) for number, values in iter_jsonl(path)]
+            line = f" line {error.lineno}"
+        raise UserError(f"{path}{line}: not valid JSON ({json_refusal(error)}).") from None
     if isinstance(value, dict):
         value = _from_columns(path, value)
     if not isinstance(value, list):
@@ -108,7 +107,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[RawRow]:
     with open_text(path) as file:
         reader = csv.reader(file, delimiter=delimiter)
         try:
-            header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+            header = [name.strip() for name in next(reader, [])]
             start = reader.line_num + 1
             for cells in reader:
                 if any(cells):
@@ -121,16 +120,6 @@ def _separated(path: Path, delimiter: str) -> Iterator[RawRow]:
                 start = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{path} line {reader.line_num}: not a valid table ({error}).") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a complete gzip file ({error}).") from None
-
-
-def _whole(path: Path) -> str:
-    with open_text(path) as file:
-        try:
-            return file.read()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict  # pydantic reads the one of typing only from Python 3.12 on
 
 Label = Literal["harmful", "benign"]
 Kind = Literal["helpful", "look_alike", "safety"]
@@ -57,19 +59,6 @@ class Prompt:
             "answers": list(self.answers),
             **({"meta": self.meta} if self.meta else {}),
         }
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Prompt:
-        return cls(
-            id=row["id"],
-            messages=tuple(row["messages"]),
-            label=row["label"],
-            category=row.get("category", ""),
-            benchmark=row.get("benchmark", ""),
-            reference=row.get("reference"),
-            answers=tuple(row.get("answers", ())),
-            meta=dict(row.get("meta") or {}),
-        )
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,10 @@ def _load(
             )
     mapping = {**source.map, **(map or {})}
     raw = read_rows(path)
+    for ours, theirs in (map or {}).items():
+        if not any(theirs in row.values for row in raw):
+            hint = did_you_mean(theirs, raw[0].values)
+            raise UserError(f'{path}: --map {ours}={theirs}: no column "{theirs}".{hint}')
     if mapping:
         raw = [replace(row, values=_renamed(row.values, mapping)) for row in raw]
     chosen = adapter or source.adapter or detect(raw[0].values)
@@ -254,7 +258,7 @@ def _load(
 
 
 def _renamed(values: dict[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row with the mapped columns under our names; the adapter reports a column that the row lacks."""
+    """The row with the mapped columns under our names; the adapter reports a column that this row lacks."""
     moved = {ours: values[theirs] for ours, theirs in mapping.items() if theirs in values}
     rest = {column: value for column, value in values.items() if column not in mapping.values()}
     return {**rest, **moved}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safeserve.core.errors import EvidenceError, UserError, did_you_mean
+from safeserve.core.errors import EvidenceError, SafeserveError, UserError, did_you_mean
 from safeserve.core.options import stable_hash
 from safeserve.core.statistics import wilson
 from safeserve.evaluation import analysis_clusters as clusters
@@ -63,13 +63,11 @@ def read_run(run: Path, model: str | None = None, against: str | None = None) ->
 
 def _in_order(run: Path, names: set[str]) -> list[str]:
     """base first, then as the run's recipe trains them; models that it does not name by their names."""
-    import yaml
-
-    from safeserve.core.yaml_files import load_yaml
+    from safeserve.core.yaml_files import read_yaml
 
     try:
-        tree = load_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = read_yaml(run / "recipe.yaml")
+    except SafeserveError:
         tree = None
     trained = tree.get("train") if isinstance(tree, dict) else None
     order = ["base", *(map(str, trained) if isinstance(trained, dict) else ())]

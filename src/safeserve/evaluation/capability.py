@@ -8,10 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
-from safeserve.core.yaml_files import load_yaml
+from safeserve.core.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from safeserve.models.loading import LoadedModel
@@ -85,12 +83,7 @@ def _task(name: str) -> str | dict[str, Any]:
     """What lm-eval's task manager takes: a name, or the content of a YAML file."""
     if not name.endswith((".yaml", ".yml")):
         return name
-    try:
-        tree = load_yaml(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(Path(name))
     if not isinstance(tree, dict) or not isinstance(tree.get("task"), str):
         raise UserError(f"{name}: a task of lm-eval holds keys and values, among them task (its name).")
     return tree

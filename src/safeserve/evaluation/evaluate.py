@@ -82,7 +82,7 @@ def judge_benchmark(
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     scores = checked_scores(judge, [(by_id[c.id], c) for c in completions])
-    rows = [score_row(completion, score) for completion, score in zip(completions, scores, strict=True)]
+    rows = (score_row(completion, score) for completion, score in zip(completions, scores, strict=True))
     write_jsonl(folder / "scores" / f"{judge.name}.jsonl", rows)
     return {(c.id, c.k): score for c, score in zip(completions, scores, strict=True)}
 

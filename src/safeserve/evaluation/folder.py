@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.options import typed
 from safeserve.core.runs import iter_jsonl, read_json
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
@@ -48,8 +49,7 @@ class EvalFolder:
     @property
     def judge_identities(self) -> Mapping[str, str]:
         """Judge name to identity hash, as recorded under "judges" in summary.json."""
-        recorded = self.meta.get("judges")
-        return recorded if isinstance(recorded, Mapping) else {}
+        return self.meta.get("judges") or {}
 
 
 def read_eval(folder: Path) -> EvalFolder:
@@ -62,8 +62,9 @@ def read_eval(folder: Path) -> EvalFolder:
         raise UserError(f"{folder}: no such folder. Give RUN:MODEL or a folder made by `safeserve eval`.")
     summary = folder / "summary.json"
     meta = read_json(summary) if summary.exists() else {}
-    if not isinstance(meta, dict):
-        raise UserError(f"{summary}: expected a JSON object, found {type(meta).__name__}.")
+    for key in ("benchmarks", "judges", "sampling"):
+        if not isinstance(meta.get(key, {}), dict):
+            raise UserError(f'{summary}: "{key}" must be an object. Run `safeserve score` again to write it anew.')
     names = sorted(child.name for child in folder.iterdir() if (child / "prompts.jsonl").exists())
     if not names:
         raise UserError(
@@ -119,10 +120,7 @@ def _read_benchmark(folder: Path) -> BenchmarkEval:
     for number, key, row in _keyed(path) if path.exists() else ():
         if key[0] not in prompts:
             raise UserError(_stray(path, number, f'id "{key[0]}" is not in prompts.jsonl'))
-        try:
-            completions[key] = Completion.from_json(row)
-        except TypeError as error:
-            raise UserError(f"{path} line {number}: not a completion ({error}).") from None
+        completions[key] = typed(Completion, row, f"{path} line {number}")
     if completions:
         answered = {prompt_id for prompt_id, _ in completions}
         _none_missing(path, [i for i in prompts if i not in answered], "prompts have no completion", "`safeserve eval`")
@@ -133,14 +131,7 @@ def _read_benchmark(folder: Path) -> BenchmarkEval:
 def _read_prompts(path: Path) -> dict[str, Prompt]:
     prompts: dict[str, Prompt] = {}
     for number, row in iter_jsonl(path):
-        try:
-            prompt = Prompt.from_json(row)
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} line {number}: not a prompt: {error} is missing or wrong (found: {', '.join(row)})."
-            ) from None
-        if prompt.label not in ("harmful", "benign"):
-            raise UserError(f'{path} line {number}: label "{prompt.label}" is neither harmful nor benign.')
+        prompt = typed(Prompt, row, f"{path} line {number}")
         if prompt.id in prompts:
             raise UserError(f'{path} line {number}: id "{prompt.id}" appears twice. Every prompt needs its own id.')
         if prompts and prompt.label != next(iter(prompts.values())).label:
@@ -171,17 +162,8 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
         raise UserError(f'{where}: "value" must be a number or null, found {value!r}.')
     if value is None and not row.get("reason"):
         raise UserError(f'{where}: unscored ("value" null) without a "reason".')
-    flags = row.get("flags") or ()
-    if not isinstance(flags, list | tuple):
-        raise UserError(f'{where}: "flags" must be a list, found {flags!r}.')
-    return Score(
-        value=None if value is None else float(value),
-        label=row.get("label"),
-        reason=row.get("reason"),
-        flags=tuple(str(flag) for flag in flags),
-        evidence=row.get("evidence"),
-        detail=row.get("detail") or {},
-    )
+    given = {key: content for key, content in row.items() if content is not None}
+    return typed(Score, {"value": None, "label": None, **given}, where)
 
 
 def _keyed(path: Path) -> Iterator[tuple[int, Key, dict[str, Any]]]:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
+from safeserve.core.errors import SafeserveError
 from safeserve.core.statistics import wilson
-from safeserve.core.yaml_files import load_yaml
+from safeserve.core.yaml_files import read_yaml
 from safeserve.data.ngrams import similar, trigrams
 from safeserve.evaluation.alignment import misaligned
 from safeserve.evaluation.findings import Finding, worst_first
@@ -112,8 +111,8 @@ def teachers_of(side: EvalFolder) -> set[str]:
     """Judges that chose training data for this model or for one it started from, read from the run's recipe."""
     path = side.path.parent.parent / "recipe.yaml"
     try:
-        tree = load_yaml(path.read_text(encoding="utf-8")) if side.path.parent.name == "evals" else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = read_yaml(path) if side.path.parent.name == "evals" else None
+    except SafeserveError:
         return set()
     stages = tree.get("train") if isinstance(tree, dict) else None
     found: set[str] = set()

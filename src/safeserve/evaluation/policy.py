@@ -6,11 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import Options
+from safeserve.core.runs import read_text
 from safeserve.core.yaml_files import load_yaml
 from safeserve.evaluation.metrics import find_metric
 from safeserve.judging.registry import DEFAULT_JUDGES
@@ -114,7 +114,7 @@ def load_policy(name: str) -> Policy:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"{path}: no such policy file.")
-        return parse_policy(path.read_text(encoding="utf-8"), str(path))
+        return parse_policy(read_text(path), str(path))
     shipped = {Path(item.name).stem: item for item in (resources.files("safeserve.recipes") / "policies").iterdir()}
     if name not in shipped:
         raise UserError(f'no policy "{name}".{did_you_mean(name, shipped)} Or give a YAML file.')
@@ -123,11 +123,7 @@ def load_policy(name: str) -> Policy:
 
 def parse_policy(text: str, where: str) -> Policy:
     """Read a policy from YAML; ``where`` names it in messages. Raises UserError like :func:`load_policy`."""
-    try:
-        content = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML ({error}).") from None
-    policy = Policy.parse(content, where)
+    policy = Policy.parse(load_yaml(text, where), where)
     for number, rule in enumerate(policy.rules, 1):
         metric = find_metric(rule.judge, rule.metric, f"{where}: rule {number}")
         if not metric.is_mean and not 0 <= rule.limit <= 1:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from safeserve.core.options import Options
+from safeserve.core.options import Options, typed
+from safeserve.core.runs import iter_jsonl
 from safeserve.data.records import Prompt
 
 FinishReason = Literal["stop", "length", "error"]
@@ -55,9 +57,14 @@ class Completion:
         row["token_ids"] = list(self.token_ids)
         return row
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Completion:
-        return cls(**{**row, "token_ids": tuple(row.get("token_ids", ()))})
+
+def read_completions(path: Path) -> list[Completion]:
+    """Completions as they were written, one a line.
+
+    Raises:
+        UserError: a line that is no completion.
+    """
+    return [typed(Completion, row, f"{path} line {number}") for number, row in iter_jsonl(path)]
 
 
 @dataclass(frozen=True)

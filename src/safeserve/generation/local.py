@@ -63,7 +63,7 @@ class LocalEngine:
         self.dtype: str = loaded.dtype
         self.not_sent: tuple[str, ...] = ()
         form = "plain" if self._decoder is None else "slots"
-        self.identity = stable_hash(["local-4", form, loaded.identity, loaded.dtype, self.wave_rows, self.slots])
+        self.identity = stable_hash(["local-5", form, loaded.identity, loaded.dtype, self.wave_rows, self.slots])
         limit = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_positions: int = int(limit) if limit else 1 << 30
 

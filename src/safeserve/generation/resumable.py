@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
-from safeserve.core.runs import read_jsonl, write_jsonl
+from safeserve.core.runs import write_jsonl
 from safeserve.data.records import Prompt
-from safeserve.generation.engine import Completion, Sampling, WaveEngine
+from safeserve.generation.engine import Completion, Sampling, WaveEngine, read_completions
 
 
 def generate_to(
@@ -23,7 +23,7 @@ def generate_to(
     """
     path = folder / "completions.jsonl"
     if path.exists():
-        return [Completion.from_json(row) for row in read_jsonl(path)]
+        return read_completions(path)
     write_jsonl(folder / "prompts.jsonl", (prompt.to_json() for prompt in prompts))
     waves = engine.waves(prompts, sampling)
     parts = folder / "waves"
@@ -34,7 +34,7 @@ def generate_to(
             key = stable_hash([engine.identity, sampling.model_dump(), rows])
             part = parts / f"{number:05d}-{key}.jsonl"
             if part.exists():
-                completions = [Completion.from_json(row) for row in read_jsonl(part)]
+                completions = read_completions(part)
                 progress.skip(len(wave))
             else:
                 completions = engine.generate_wave(wave, sampling)

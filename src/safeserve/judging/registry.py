@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.extensions import load_object
-from safeserve.core.yaml_files import load_yaml
+from safeserve.core.yaml_files import read_yaml
 from safeserve.judging.judge import Judge
 
 KINDS: dict[str, str] = {
@@ -92,12 +90,7 @@ def _make(kind: str, name: str, options: dict[str, Any], where: str) -> Judge:
 
 
 def _from_file(path: Path) -> Judge:
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("kind"), str):
         raise UserError(f"{path}: a judge's file holds keys and values, among them kind ({', '.join(KINDS)}).")
     options = {str(key): value for key, value in tree.items()}

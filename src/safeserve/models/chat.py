@@ -76,6 +76,7 @@ class ChatFormat:
             )
         self.tokenizer = tokenizer
         self.template = template
+        self._shared: dict[int, int] = {}  # one object a token id, however many rows hold it: a quarter of the memory
         plain = tokenizer("a", add_special_tokens=True)["input_ids"]
         self._add_bos = bool(plain) and plain[0] == tokenizer.bos_token_id
         self.end_id = self._find_end_id()
@@ -113,7 +114,8 @@ class ChatFormat:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tuple(map(self._shared.setdefault, ids, ids))
 
     def _find_end_id(self) -> int:
         turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]

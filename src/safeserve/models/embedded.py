@@ -12,7 +12,6 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.core.runs import disk_errors, lock, read_json, sha256_file, write_json
@@ -81,7 +80,7 @@ def is_sound(folder: Path, deep: bool = False) -> bool:
     if not marker.exists():
         return False
     try:
-        record: dict[str, Any] = read_json(marker)
+        record = read_json(marker)
         sizes, digests = record["sizes"], record["sha256"]
     except (UserError, KeyError):
         return False

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+MOST_ROWS = 512
+"""For more rows the plain product is as fast, and oneDNN keeps code and buffers for every number of rows it has met."""
+
 
 class Packed:
     """One or several linear layers that read the same input, as one product.
@@ -25,12 +28,15 @@ class Packed:
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = list(layers)
         weight = torch.cat([layer.weight.detach() for layer in layers])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] to [rows, all the layers' outputs side by side]."""
+        if len(x) > MOST_ROWS:
+            return torch.cat([layer(x) for layer in self._layers], dim=1)
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return result
 

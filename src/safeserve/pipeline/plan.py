@@ -14,6 +14,8 @@ from safeserve.core.progress import clock
 from safeserve.core.runs import DONE
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, load_suite
+from safeserve.models import embedded
+from safeserve.models.loading import local_folder
 from safeserve.pipeline.counts import Answers
 from safeserve.pipeline.machine import gib
 from safeserve.pipeline.missing import fitted
@@ -166,9 +168,15 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _outlook(recipe: Recipe) -> tuple[Outlook | None, str | None]:
-    """What predicts, or why nothing can."""
+    """What predicts, or why nothing can.
+
+    Raises:
+        UserError: the model is a folder that is not there, or holds no model.
+    """
     if recipe.server is not None:
         return None, "the server renders and decodes, so its tokens and time are not known here"
+    if recipe.model != embedded.NAME:  # that one is only fetched by a run
+        local_folder(recipe.model, quiet=True)
     try:
         return Outlook.of(recipe), None
     except SafeserveError as error:

@@ -107,7 +107,6 @@ def timed(work: Callable[[], torch.Tensor], device: str) -> float:
 def _kept(path: Path) -> dict[str, dict[str, float]]:
     """What was kept; nothing where the file is missing or no longer readable."""
     try:
-        kept = read_json(path)
+        return read_json(path)
     except (SafeserveError, OSError):
         return {}
-    return kept if isinstance(kept, dict) else {}

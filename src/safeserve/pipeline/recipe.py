@@ -8,13 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.errors import UserError, did_you_mean, placed
 from safeserve.core.options import Options
-from safeserve.core.runs import plain
-from safeserve.core.yaml_files import load_yaml
+from safeserve.core.runs import plain, read_text
+from safeserve.core.yaml_files import load_yaml, read_yaml
 from safeserve.evaluation.benchmarks import suite
 from safeserve.generation.engine import Sampling
 from safeserve.generation.llm_client import ServerOptions
@@ -127,7 +126,7 @@ def find_recipe(name: str) -> Path:
 def header(path: Path) -> str:
     """The comment at the top of a recipe: what it proves and how to run it."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
@@ -140,15 +139,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: with file, line or override and remedy.
     """
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path} line {line}: not valid YAML ({error.problem}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text.") from None
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe holds keys and values, found {type(tree).__name__}.")
     scale = _scaled(tree, overrides, str(path))
@@ -290,14 +281,18 @@ def _check_names(recipe: Recipe, where: str) -> None:
     if recipe.evaluate:
         _require_known(recipe.evaluate.models, known, f"{where}: evaluate.models")
         _require_policies(recipe.evaluate.models, recipe, f"{where}: evaluate.models")
-        require_judges(suite(recipe.evaluate.suite), recipe.evaluate.judges)
+        with placed(f"{where}: evaluate.suite"):
+            benchmarks = suite(recipe.evaluate.suite)
+        with placed(f"{where}: evaluate"):
+            require_judges(benchmarks, recipe.evaluate.judges)
     if recipe.gate:
         if not recipe.evaluate:
             raise UserError(f"{where}: gate needs evaluate: a verdict rests on measurements.")
         wanted = (recipe.gate.candidate, recipe.gate.against)
         _require_known(wanted, recipe.evaluate.models, f"{where}: gate")
-        rules = load_policy(recipe.gate.policy).rules
-        known_benchmarks = {"all", *(benchmark.name for benchmark in suite(recipe.evaluate.suite))}
+        with placed(f"{where}: gate.policy"):
+            rules = load_policy(recipe.gate.policy).rules
+        known_benchmarks = {"all", *(benchmark.name for benchmark in benchmarks)}
         # A rule on a benchmark that is not measured would end hours of work without a verdict.
         missing = [name for name in dict.fromkeys(rule.benchmark for rule in rules) if name not in known_benchmarks]
         if missing:
@@ -323,11 +318,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f'"{override}": an override reads key=value, for example train.dpo.beta=0.2.')
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError:
-        raise UserError(f'"{override}": the value is not valid YAML.') from None
-    _set(tree, key, value, f'"{override}"')
+    _set(tree, key, load_yaml(text, f'"{override}"'), f'"{override}"')
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:

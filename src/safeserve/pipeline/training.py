@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeserve.core.costs import Costs
-from safeserve.core.runs import read_jsonl
 from safeserve.data.records import Demonstration
 from safeserve.evaluation.evaluate import token_counts
-from safeserve.generation.engine import Completion, Sampling
+from safeserve.generation.engine import Sampling, read_completions
 from safeserve.models.loading import LoadedModel
 from safeserve.pipeline.raft import train_raft
 from safeserve.pipeline.reward_stages import CostStage, RewardStage
@@ -107,6 +106,6 @@ def _own_pairs(
     with shop.costs.timed("sample"):
         built = build_own_pairs(LocalEngine(model), safety, look_alike, helpful, sampling, target, shop.quiet)
     for path in target.glob("*/completions.jsonl"):
-        shop.costs.add("sample", **token_counts(map(Completion.from_json, read_jsonl(path))))
+        shop.costs.add("sample", **token_counts(read_completions(path)))
     shop.say(f"  {len(built.pairs)} pairs; {built.dropped} harmful prompts dropped (the model never complied)")
     return built

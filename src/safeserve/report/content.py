@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from safeserve.core.errors import EvidenceError, UserError
+from safeserve.core.errors import EvidenceError
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import read_json
-from safeserve.core.yaml_files import load_yaml
+from safeserve.core.yaml_files import read_yaml
 from safeserve.evaluation.folder import EvalFolder, Key, read_eval
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import mode_judge
@@ -196,7 +194,7 @@ def _analysis(run_dir: Path, folders: Sequence[EvalFolder]) -> dict[str, Any] | 
     """The run's analysis, unless something was evaluated or judged again since."""
     found = read_optional(run_dir / "analysis" / "analysis.json")
     now = {folder.path.name: stable_hash(folder.meta) for folder in folders}
-    made_from = found.get("inputs", {}) if isinstance(found, dict) else {}
+    made_from = found.get("inputs", {}) if found else {}
     return found if made_from and all(now.get(model) == inputs for model, inputs in made_from.items()) else None
 
 
@@ -207,10 +205,7 @@ def recipe_of(run_dir: Path) -> dict[str, Any]:
         UserError: it is not valid YAML.
     """
     path = run_dir / "recipe.yaml"
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not valid YAML. Run the recipe again to write it anew.") from None
+    content = read_yaml(path) if path.exists() else None
     return content if isinstance(content, dict) else {}
 
 

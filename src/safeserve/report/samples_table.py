@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from safeserve.core.errors import EnvironmentFault
-from safeserve.core.runs import jsonl_text, readable
+from safeserve.core.runs import jsonl_lines, readable
 from safeserve.data.records import Prompt
 from safeserve.evaluation.folder import EvalFolder, Key
 from safeserve.generation.engine import Completion
@@ -82,7 +82,7 @@ def table_bytes(folders: Sequence[EvalFolder], form: TableFormat) -> bytes:
     rows, kinds = sample_rows(folders), columns(judges_of(folders))
     if form == "parquet":
         return _parquet(rows, kinds)
-    return (_csv(rows, kinds) if form == "csv" else jsonl_text(rows)).encode()
+    return (_csv(rows, kinds) if form == "csv" else "".join(jsonl_lines(rows))).encode()
 
 
 def safe_cell(text: str) -> str:

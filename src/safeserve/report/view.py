@@ -6,7 +6,6 @@ of :mod:`safeserve.report.html`; requests that come from elsewhere (another host
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -208,7 +207,6 @@ def _render(name: str, **values: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path) if path.exists() else {}
-    except (SafeserveError, json.JSONDecodeError):
+        return read_json(path) if path.exists() else {}
+    except SafeserveError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -169,7 +169,7 @@ class _Raft:
         folder = self.work / f"iter-{number}"
         stage = Stage(folder, self._inputs(number, prompts))
         if stage.done():
-            row: dict[str, Any] = read_json(folder / "metrics.json")
+            row = read_json(folder / "metrics.json")
             if row["picks"] != self._picks_identity(number):
                 raise UserError(
                     f"{self.options.picks}: its lines for iteration {number} are not those that were learned. Choose "

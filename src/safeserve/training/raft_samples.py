@@ -9,9 +9,8 @@ from typing import Any
 
 from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
-from safeserve.core.runs import read_jsonl
 from safeserve.data.records import PreferencePair, Prompt
-from safeserve.generation.engine import Completion, Sampling, WaveEngine
+from safeserve.generation.engine import Completion, Sampling, WaveEngine, read_completions
 from safeserve.generation.resumable import generate_to
 from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Judge, Score
@@ -200,7 +199,7 @@ class Sampler:
         """Generated, or read where they are there; the policy is loaded only for the former."""
         path = folder / "completions.jsonl"
         if path.exists():
-            return [Completion.from_json(row) for row in read_jsonl(path)]
+            return read_completions(path)
         engine = self.engine()
         with self.costs.timed("sample"):
             made = generate_to(engine, prompts, sampling, folder, title, self.quiet)

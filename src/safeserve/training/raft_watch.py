@@ -98,8 +98,7 @@ def kl_estimate(policy: Sequence[Sequence[float]], start: Sequence[Sequence[floa
 def kept_kl(folder: Path) -> dict[str, Any] | None:
     """An estimate that was made before."""
     path = folder / "kl" / "kl.json"
-    found: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return found
+    return read_json(path) if path.exists() else None
 
 
 def keep_kl(folder: Path, found: dict[str, Any]) -> None:
