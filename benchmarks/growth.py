@@ -1,7 +1,7 @@
 """How cost grows: DPO by the token budget of a micro-batch, an evaluation by the number of prompts.
 
 What it proves: (a) pairs a second and peak memory of DPO (SmolLM2-135M, an optimiser batch of 96 pairs) for
-micro-batches of 1k to 16k tokens; (b) seconds and peak memory of an evaluation, refusal judge included, of 10 to
+micro-batches of 512 to 16k tokens; (b) seconds and peak memory of an evaluation, refusal judge included, of 10 to
 100,000 prompts. (b) runs on a tiny random model with answers of at most 8 tokens, so that the largest finishes: it
 measures what the evaluation costs around the model. Every point is a process of its own, and memory is also given
 above what the process held before it, with the model loaded. Writes docs/images/speed_growth.svg beside the JSON.
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import synthetic, training, workloads
-from benchmarks.common import REPOSITORY, in_child, offline, parser, peak_rss, rss, save, say
+from benchmarks.common import REPOSITORY, in_child, offline, parser, peak_rss, rss, save, say, square_gemm
+from benchmarks.flops import Weights, dpo_flops
 from benchmarks.plot import Panel, svg
 from benchmarks.training import Setup
 from safeserve.pipeline.machine import reset_peak_memory
 
-BUDGETS = (1024, 2048, 4096, 8192, 16384)
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
 COUNTS = (10, 100, 1000, 10_000, 100_000)
 PLOT = REPOSITORY / "docs" / "images" / "speed_growth.svg"
 
@@ -37,11 +38,15 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     setup = Setup(workloads.model_name(options), task["dtype"], batch=task["pairs"])
     loaded = setup.load()
     pairs = workloads.dpo_pairs(options, loaded.chat, task["pairs"])
+    lengths = workloads.pair_lengths(loaded.chat, pairs)
+    gflop = dpo_flops(Weights.of(loaded.model, setup.lora_rank), lengths) / len(pairs) / 1e9
     training.ours("dpo", Setup(**{**vars(setup), "batch": 8}), pairs[:8], loaded=loaded)
+    gemm = square_gemm(task["dtype"], "cpu", task["quick"])
     baseline = rss()
     reset_peak_memory()  # loading may have taken more for a moment
     run = training.ours("dpo", setup, pairs, {"token_budget": task["budget"]}, loaded)
-    return {"rate": run.rate, "baseline_bytes": baseline, "peak_bytes": peak_rss()}
+    reached = {"rate": run.rate, "gemm": gemm, "share_of_peak": run.rate * gflop / gemm}
+    return {**reached, "baseline_bytes": baseline, "peak_bytes": peak_rss()}
 
 
 def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def main() -> None:
     for budget in options.budgets:
         row = {"budget": budget, **measured({**common, "budget": budget}, options.repeats)}
         training_rows.append(row)
-        say(f"budget {budget}: {row['rate']:.3g} pairs/s, {row['peak_bytes'] / 2**20:.0f} MiB")
+        share, memory = row["share_of_peak"], row["peak_bytes"] / 2**20
+        say(f"budget {budget}: {row['rate']:.3g} pairs/s, {share:.0%} of the peak, {memory:.0f} MiB")
     for count in options.counts:
         row = {"prompts": count, **measured({"prompts": count}, 1 if count > 10_000 else options.repeats)}
         evaluation_rows.append(row)

@@ -269,11 +269,11 @@ def growth_table(found: Sequence[Result], machines: Machines, page: Path) -> str
         return f"Not yet measured: `{GROWTH.command}`"
     parts = []
     for one in measured:
-        training = [[f"{row['budget']:,}", f"{row['rate']:.3g}", *_above(row)] for row in one["dpo"]]
-        prompts = [[f"{row['prompts']:,}", f"{row['seconds']:,.1f}", *_above(row)] for row in one["evaluation"]]
+        dpo = [[f"{r['budget']:,}", f"{r['rate']:.3g}", percent(r["share_of_peak"]), *_above(r)] for r in one["dpo"]]
+        prompts = [[f"{r['prompts']:,}", f"{r['seconds']:,.1f}", *_above(r)] for r in one["evaluation"]]
         memory = ("peak memory", "above the loaded model")
         parts.append(f"Machine {machines.letter(one)}:")
-        parts.append(table(("DPO: tokens in a micro-batch", "pairs/s", *memory), training, left=0))
+        parts.append(table(("DPO: tokens in a micro-batch", "pairs/s", "share of peak", *memory), dpo, left=0))
         parts.append(table(("evaluation: prompts", "seconds", *memory), prompts, left=0))
     if (page.parent / PLOT).exists():
         parts.append(f"![Pairs a second and memory by micro-batch; seconds and memory by prompts]({PLOT.as_posix()})")

@@ -61,7 +61,7 @@ def test_what_is_not_measured_says_how() -> None:
     assert (
         row(sections["ratios"], "SIT, bfloat16")[1] == "not yet measured: `python -m benchmarks.sit --dtype bfloat16`"
     )
-    assert sections["ratios"].count("not yet measured") == sum(work.expected for work in table.WORKS) == 11
+    assert sections["ratios"].count("not yet measured") == sum(work.expected for work in table.WORKS) == 12
     assert sections["gpu"].count("not yet run on a GPU: `python -m benchmarks.gpu`") == 9
     assert sections["growth"] == "Not yet measured: `python -m benchmarks.growth`"
     columns = {line.count("|") for line in sections["ratios"].splitlines()}
@@ -161,11 +161,11 @@ def test_growth_has_its_plot_when_it_is_there(tmp_path: Path) -> None:
     point = {"peak_bytes": 3 * 2**20, "baseline_bytes": 2**20}
     found = {"benchmark": "growth-float32", "machine": MACHINE, "arguments": {}}
     found |= {
-        "dpo": [{"budget": 1024, "rate": 0.5, **point}],
+        "dpo": [{"budget": 1024, "rate": 0.5, "share_of_peak": 0.6, **point}],
         "evaluation": [{"prompts": 100_000, "seconds": 9, **point}],
     }
     text = made(found, page=tmp_path / "speed.md")["growth"]
-    assert "| 1,024 | 0.5 | 3 MiB | 2 MiB |" in text
+    assert "| 1,024 | 0.5 | 60 % | 3 MiB | 2 MiB |" in text
     assert "| 100,000 | 9.0 | 3 MiB | 2 MiB |" in text
     assert "![" not in text
     (tmp_path / "images").mkdir()

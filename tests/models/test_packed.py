@@ -24,7 +24,7 @@ def layers(bias: bool, *outputs: int) -> list[torch.nn.Linear]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 5, 64, 300, packed.MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 5, packed.FEW, packed.FEW + 1, 300])
 def test_products_are_those_of_the_layers(bias: bool, rows: int) -> None:
     parts = layers(bias, 32, 16, 7)
     assert can_pack(parts)

@@ -25,8 +25,6 @@ PREFILL_TOKENS = 2048
 """Most prompt tokens in one forward pass."""
 BLOCK_SLOTS = {"cpu": 16}
 """Slots whose attention is computed together, as far as the longest of them reaches; all of them on other devices."""
-ROWS = 16
-"""A step with new prompts has a multiple of so many rows: oneDNN makes code for every number of rows and keeps it."""
 REFILL_SHARE = 16
 """New prompts wait until one slot in so many is free: each step with a prompt in it has the attention of two."""
 
@@ -225,21 +223,18 @@ class SlotDecoder:
         if arrivals is None:
             return self._step(tokens, at, views)
         own = [unit.ids[start:] for unit in arrivals.units]
-        new = [token for part in own for token in part]
+        ids = torch.cat([tokens, self._tensor([token for part in own for token in part])])
         places = [place for part in own for place in range(start, start + len(part))]
-        fill = [0] * (-(running + len(new)) % ROWS)
-        ids = torch.cat([tokens, self._tensor(new + fill)])
-        positions = torch.cat([at, self._tensor(places + fill)])
-        old, entering = slice(0, running), slice(running, running + len(new))
+        positions = torch.cat([at, self._tensor(places)])
         causal = _causal(arrivals.width, start, self._device)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             query, key = rotate(q, cos, sin), rotate(k, cos, sin)
-            entered = self._enter(layer, running, arrivals, query[entering], key[entering], v[entering], causal)
-            mixed = [entered, entered.new_zeros(len(fill), entered.shape[1])]
-            if running:
-                mixed.insert(0, self._continue(layer, query[old], key[old], v[old], at, views))
-            return torch.cat(mixed)
+            entered = self._enter(layer, running, arrivals, query[running:], key[running:], v[running:], causal)
+            if not running:
+                return entered
+            continued = self._continue(layer, query[:running], key[:running], v[:running], at, views)
+            return torch.cat([continued, entered])
 
         states = self._decoder.states(ids, positions, attention)
         states = torch.cat([states[:running], states[running:][arrivals.last]])
