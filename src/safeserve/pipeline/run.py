@@ -16,6 +16,7 @@ import yaml
 from safeserve import __version__
 from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
+from safeserve.core.memory import give_back
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import Stage, lock, read_json, write_json, write_text
 from safeserve.data.records import Prompt
@@ -192,6 +193,7 @@ class Run:
     def _begin(self, stage: Stage) -> Path:
         """Begin the stage, and its account of costs."""
         self._costs, self._resumed = Costs(), (stage.folder / "INPUTS").exists()
+        give_back()
         reset_peak_memory()
         return stage.begin()
 

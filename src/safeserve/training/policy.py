@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from safeserve.core.errors import UserError
+from safeserve.core.memory import give_back
 from safeserve.core.runs import disk_errors
 from safeserve.models.decoder import Decoder, Unsupported
 from safeserve.models.loading import LoadedModel, load, save_info
@@ -133,6 +134,7 @@ class Policy:
         if not self.options.full:
             self.model.unload()
         self.loaded.model.eval()
+        give_back()
 
     @contextlib.contextmanager
     def _attention(self, width: int) -> Iterator[None]:
