@@ -45,7 +45,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     baseline = rss()
     reset_peak_memory()  # loading may have taken more for a moment
     run = training.ours("dpo", setup, pairs, {"token_budget": task["budget"]}, loaded)
-    reached = {"rate": run.rate, "gemm": gemm, "share_of_peak": run.rate * gflop / gemm}
+    reached = {"rate": run.rate, "gemm": gemm, "share": run.rate * gflop / gemm}
     return {**reached, "baseline_bytes": baseline, "peak_bytes": peak_rss()}
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     for budget in options.budgets:
         row = {"budget": budget, **measured({**common, "budget": budget}, options.repeats)}
         training_rows.append(row)
-        share, memory = row["share_of_peak"], row["peak_bytes"] / 2**20
+        share, memory = row["share"], row["peak_bytes"] / 2**20
         say(f"budget {budget}: {row['rate']:.3g} pairs/s, {share:.0%} of the peak, {memory:.0f} MiB")
     for count in options.counts:
         row = {"prompts": count, **measured({"prompts": count}, 1 if count > 10_000 else options.repeats)}

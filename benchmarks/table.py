@@ -116,9 +116,9 @@ def times(ratio: Mapping[str, float]) -> str:
     return f"**{ratio['median']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def percent(share: float) -> str:
+def percent(share: float | None) -> str:
     """A share without digits, one where it is small."""
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -269,7 +269,7 @@ def growth_table(found: Sequence[Result], machines: Machines, page: Path) -> str
         return f"Not yet measured: `{GROWTH.command}`"
     parts = []
     for one in measured:
-        dpo = [[f"{r['budget']:,}", f"{r['rate']:.3g}", percent(r["share_of_peak"]), *_above(r)] for r in one["dpo"]]
+        dpo = [[f"{r['budget']:,}", f"{r['rate']:.3g}", percent(r.get("share")), *_above(r)] for r in one["dpo"]]
         prompts = [[f"{r['prompts']:,}", f"{r['seconds']:,.1f}", *_above(r)] for r in one["evaluation"]]
         memory = ("peak memory", "above the loaded model")
         parts.append(f"Machine {machines.letter(one)}:")

@@ -161,7 +161,7 @@ def test_growth_has_its_plot_when_it_is_there(tmp_path: Path) -> None:
     point = {"peak_bytes": 3 * 2**20, "baseline_bytes": 2**20}
     found = {"benchmark": "growth-float32", "machine": MACHINE, "arguments": {}}
     found |= {
-        "dpo": [{"budget": 1024, "rate": 0.5, "share_of_peak": 0.6, **point}],
+        "dpo": [{"budget": 1024, "rate": 0.5, "share": 0.6, **point}],
         "evaluation": [{"prompts": 100_000, "seconds": 9, **point}],
     }
     text = made(found, page=tmp_path / "speed.md")["growth"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from safeserve.training.raft import run_raft
 from safeserve.training.raft_options import RaftOptions
 from safeserve.training.raft_prompts import Pools, draws, split_pools
 from safeserve.training.raft_rows import pairs_of, read_pairs
-from safeserve.training.raft_samples import Panel
+from safeserve.training.raft_samples import Answer, Panel, candidates_of
 
 
 def harm(text: str) -> float:
@@ -231,6 +232,21 @@ def test_constrained_picks_are_safe_and_dropped_prompts_are_sampled_again(run: R
             # Sampled until one is safe: at most three rounds of two.
             assert len(found) == 6 or min(safe) >= len(found) - 2
     assert result.metrics["iterations"][0]["checks"]["coverage_by"] == "guard"
+
+
+def test_refusals_of_benign_prompts_are_marked_only_when_asked_for() -> None:
+    texts = {"harmful": "I'm sorry, but I cannot help with that.", "benign": "I'm sorry, but I cannot help with that."}
+    answers = [
+        Answer(Prompt(label, user("How?"), label), Completion(label, text, (), "stop", None, 0), {})  # type: ignore[arg-type]
+        for label, text in texts.items()
+    ]
+    options = {"reward": "good", "rule": "constrained", "guard": "guard"}
+    for drop in (False, True):
+        panel = SimpleNamespace(
+            options=RaftOptions(**options, drop_refusals=drop), reward=lambda _: 1.0, p_unsafe=lambda _: 0.0
+        )
+        marked = {c.id: c.samples[0].refused for c in candidates_of(panel, answers)}  # type: ignore[arg-type]
+        assert marked == {"harmful": False, "benign": drop}
 
 
 @pytest.mark.parametrize("rule", [{"rule": "top1"}, {"rule": "topk", "top_share": 0.3}])

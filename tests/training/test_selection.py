@@ -48,6 +48,17 @@ def test_constrained_takes_the_best_safe_one_and_drops_prompts_without() -> None
     assert (found.picks, found.dropped) == ({"a": (1,)}, {"b": "unsafe"})
 
 
+def test_a_refusal_of_a_benign_prompt_is_not_allowed_and_the_worst_of_its_pair() -> None:
+    declines = Sample(0, "I cannot.", 9.0, 0.0, refused=True)
+    answers, unsafe = Sample(1, "With flour.", 1.0, 0.1), Sample(2, "With arsenic.", 5.0, 0.9)
+    both = Candidate("a", False, (declines, answers, unsafe))
+    rule = partial(rules.constrained, tau=0.3)
+    assert select([both], rule, ["reward", "p_unsafe"], "n").picks == {"a": (1,)}
+    assert best_and_worst(both, 1, tau=0.3) == (1, 2), "what is unsafe is worse than a refusal"
+    assert best_and_worst(Candidate("a", False, (declines, answers)), 1, tau=0.3) == (1, 0)
+    assert select([Candidate("a", False, (declines,))], rule, ["reward", "p_unsafe"], "n").dropped == {"a": "n"}
+
+
 def test_unscored_empty_and_repeated_samples_are_left_out_and_counted() -> None:
     samples = (
         Sample(4, "same", 9.0, 0.1),

@@ -221,11 +221,12 @@ class _Raft:
     def _select(self, number: int, candidates: Sequence[Candidate], folder: Path) -> Selection:
         options = self.options
         least = math.inf if options.at_least is None else options.at_least
+        wanted = "is safe enough and answers" if options.drop_refusals else "is safe enough"
         rules: dict[str, tuple[Callable[[Sequence[Candidate]], selection.Picks], str]] = {
             "top1": (selection.top1, "nothing of it was picked"),
             "topk": (partial(selection.topk, share=options.top_share, count=options.top_count), "others are better"),
             "threshold": (partial(selection.threshold, at_least=least), "no sample reaches the threshold"),
-            "constrained": (partial(selection.constrained, tau=options.tau), "no sample is safe enough"),
+            "constrained": (partial(selection.constrained, tau=options.tau), f"no sample {wanted}"),
         }
         if options.rule == "human":
             picked = self._people(number, candidates, folder)

@@ -48,6 +48,8 @@ class RaftOptions(DpoOptions):
     """With a guard: the highest P(unsafe) of a sample that counts as safe; ``constrained`` picks among those only."""
     resample: int = Field(0, ge=0, le=10)
     """``constrained``: so many more rounds of samples for prompts without a safe one, before they are dropped."""
+    drop_refusals: bool = False
+    """``constrained``: samples that refuse a benign prompt in full, by the refusal rules, are not picked either."""
     picks: str | None = None
     """``human``: JSON lines with a prompt's id and the picked sample's number (k) or text."""
     held_out_judge: str = "refusal"
@@ -82,7 +84,7 @@ class RaftOptions(DpoOptions):
         if self.guard is None and (rule == "constrained" or self.combine == "switch"):
             raise UserError("guard: is missing. It gives P(unsafe), which this rule needs.")
         own = {"topk": {"top_share", "top_count"}, "threshold": {"at_least"}, "human": {"picks"}}
-        own["constrained"] = {"resample"}
+        own["constrained"] = {"resample", "drop_refusals"}
         for name, keys in own.items():
             if rule != name and (ignored := sorted(keys & given)):
                 raise UserError(f"{', '.join(ignored)}: would be ignored by rule: {rule}; only {name} heeds it.")

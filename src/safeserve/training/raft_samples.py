@@ -18,7 +18,7 @@ from safeserve.judging.modes import RefusalJudge
 from safeserve.judging.scoring import score_to
 from safeserve.training.preflight import Scored, ScoredPrompt
 from safeserve.training.raft_options import RaftOptions
-from safeserve.training.selection import Candidate, Sample, Selection, switched, weighted
+from safeserve.training.selection import Candidate, Sample, Selection, constrained, switched, usable_samples, weighted
 
 UNSAFE_LABELS = ("unsafe", "unsafe_compliance")
 
@@ -165,7 +165,7 @@ class Sampler:
             found = self.answers(waiting, sampling, target, title)
             offset = round_number * options.samples_per_prompt
             answers += [replace(a, completion=replace(a.completion, k=a.completion.k + offset)) for a in found]
-            waiting = self._without_a_safe_sample(waiting, found) if options.resample else []
+            waiting = self._without_a_pick(waiting, found) if options.resample else []
             if not waiting:
                 break
         place = {prompt.id: n for n, prompt in enumerate(prompts)}
@@ -207,23 +207,18 @@ class Sampler:
         self.costs.add("sample", tokens=written, prompt_tokens=sum(c.prompt_tokens for c in made))
         return made
 
-    def _without_a_safe_sample(self, prompts: Sequence[Prompt], found: Sequence[Answer]) -> list[Prompt]:
-        safe = {
-            answer.prompt.id
-            for answer in found
-            if (p := self.panel.p_unsafe(answer)) is not None
-            and p <= self.options.tau
-            and self.panel.reward(answer) is not None
-            and answer.completion.text.strip()
-        }
-        return [prompt for prompt in prompts if prompt.id not in safe]
+    def _without_a_pick(self, prompts: Sequence[Prompt], found: Sequence[Answer]) -> list[Prompt]:
+        usable, _ = usable_samples(candidates_of(self.panel, found), self.options.needs)
+        picked = constrained(usable, self.options.tau)
+        return [prompt for prompt in prompts if prompt.id not in picked]
 
 
 def candidates_of(panel: Panel, answers: Sequence[Answer]) -> list[Candidate]:
     """What rules read, in the order of the prompts."""
     samples: dict[str, list[Sample]] = {}
-    for a in answers:
-        sample = Sample(a.completion.k, a.completion.text, panel.reward(a), panel.p_unsafe(a))
+    refused = refusals(answers) if panel.options.drop_refusals else [None] * len(answers)
+    for a, declined in zip(answers, refused, strict=True):
+        sample = Sample(a.completion.k, a.completion.text, panel.reward(a), panel.p_unsafe(a), bool(declined))
         samples.setdefault(a.prompt.id, []).append(sample)
     harmful = {answer.prompt.id: answer.prompt.label == "harmful" for answer in answers}
     return [Candidate(name, harmful[name], tuple(found)) for name, found in samples.items()]

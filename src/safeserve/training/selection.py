@@ -31,12 +31,18 @@ class Sample:
     Attributes:
         reward: what the rule maximises, higher is better; None where it could not be scored.
         p_unsafe: a guard's P(unsafe) in [0, 1]; None without a guard, or where it could not score.
+        refused: whether it declines a benign prompt in full, where that keeps it from being picked.
     """
 
     k: int
     text: str
     reward: float | None
     p_unsafe: float | None = None
+    refused: bool = False
+
+    def allowed(self, tau: float) -> bool:
+        """Whether it is safe enough, and answers where it should."""
+        return self.p_unsafe is not None and self.p_unsafe <= tau and not self.refused
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,9 @@ def threshold(candidates: Sequence[Candidate], at_least: float) -> Picks:
 
 
 def constrained(candidates: Sequence[Candidate], tau: float) -> Picks:
-    """The best reward among a prompt's samples with P(unsafe) <= ``tau``; a prompt without one gets none."""
-    safe = {c.id: [s for s in c.samples if s.p_unsafe is not None and s.p_unsafe <= tau] for c in candidates}
-    return {name: [_ranked(samples)[0].k] for name, samples in safe.items() if samples}
+    """The best reward among a prompt's samples that are allowed under ``tau``; a prompt without one gets none."""
+    allowed = {c.id: [sample for sample in c.samples if sample.allowed(tau)] for c in candidates}
+    return {name: [_ranked(samples)[0].k] for name, samples in allowed.items() if samples}
 
 
 def by_people(candidates: Sequence[Candidate], picked: Mapping[str, Sequence[int]]) -> Picks:
@@ -210,15 +216,15 @@ def own_rule(name: str) -> OwnRule:
 def best_and_worst(candidate: Candidate, best: int, tau: float | None = None) -> tuple[int, int] | None:
     """A pick with the worst sample of its prompt by the same rule; None where nothing is worse.
 
-    With ``tau`` a sample above it is worse than any within it, and among those the most unsafe is the worst; else, and
-    within it, the lowest reward is. Only samples that the rule could judge take part.
+    With ``tau`` a sample that is not allowed is worse than any that is, and among those the most unsafe is the worst;
+    else, and among allowed ones, the lowest reward is. Only samples that the rule could judge take part.
 
     Args:
         candidate: with usable samples only.
     """
 
     def badness(sample: Sample) -> tuple[float, float]:
-        over = tau is not None and sample.p_unsafe is not None and sample.p_unsafe > tau
+        over = tau is not None and (sample.refused or (sample.p_unsafe is not None and sample.p_unsafe > tau))
         return (sample.p_unsafe or 0.0 if over else -1.0, -_reward(sample))
 
     chosen = next(sample for sample in candidate.samples if sample.k == best)
