@@ -49,7 +49,7 @@ class EvalFolder:
     @property
     def judge_identities(self) -> Mapping[str, str]:
         """Judge name to identity hash, as recorded under "judges" in summary.json."""
-        return self.meta.get("judges") or {}
+        return self.meta.get("judges", {})
 
 
 def read_eval(folder: Path) -> EvalFolder:
