@@ -49,7 +49,8 @@ class EvalFolder:
     @property
     def judge_identities(self) -> Mapping[str, str]:
         """Judge name to identity hash, as recorded under "judges" in summary.json."""
-        return self.meta.get("judges", {})
+        recorded: Mapping[str, str] = self.meta.get("judges", {})
+        return recorded
 
 
 def read_eval(folder: Path) -> EvalFolder:
