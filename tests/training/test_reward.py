@@ -116,6 +116,36 @@ def test_the_judge_gives_the_training_s_scores(
     assert judge.name == "reward-my-reward"
 
 
+def test_held_out_pairs_are_read_once_or_again_where_a_kill_lost_their_scores(
+    tiny: Tiny, tmp_path: Path, ranked: list[PreferencePair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safeserve.training.reward import RewardObjective
+
+    read: list[Any] = []
+    scores = RewardObjective.scores
+
+    def noted(self: Any, policy: Any, items: Any) -> Any:
+        read.extend([] if torch.is_grad_enabled() else items)
+        return scores(self, policy, items)
+
+    def forgetful(self: Any, policy: Any, items: Any) -> Any:
+        before = dict(self.validated)
+        found = noted(self, policy, items)
+        if len(read) <= 18:
+            self.validated = before
+        return found
+
+    options = {"validation_share": 0.3, "epochs": 1, "token_budget": 100}
+    monkeypatch.setattr(RewardObjective, "scores", noted)
+    once = reward(tiny, ranked, tmp_path / "once" / "r", **options).metrics["held_out"]
+    assert len(read) == 18
+    read.clear()
+    monkeypatch.setattr(RewardObjective, "scores", forgetful)
+    again = reward(tiny, ranked, tmp_path / "again" / "r", **options).metrics["held_out"]
+    assert len(read) == 36
+    assert again == once
+
+
 def test_a_cost_model(tiny: Tiny, tmp_path: Path, ranked: list[PreferencePair]) -> None:
     model = tiny()
     options = CostOptions(**{**SMALL, "validation_share": 0.3})

@@ -62,19 +62,40 @@ class ScoredPair:
         return [self.higher, self.lower]
 
 
-class RewardObjective:
-    """Bradley-Terry with margins and centring, a mean over the pairs of the optimiser step."""
+class _PairObjective:
+    """What both objectives share.
 
-    def __init__(self, centring: float) -> None:
-        self.centring = centring
+    Attributes:
+        validated: both scores of the pairs of a validation, as the policy scored them last.
+    """
+
+    def __init__(self) -> None:
+        self.validated: dict[ScoredPair, tuple[float, float]] = {}
 
     def rows(self, item: ScoredPair) -> Sequence[Row]:
-        """Chosen and rejected."""
+        """The answer that should score higher, and the other one."""
         return item.rows
 
     def weight(self, item: ScoredPair) -> int:
         """One pair."""
         return 1
+
+    def scores(self, policy: Any, items: Sequence[ScoredPair]) -> tuple[Tensor, Tensor]:
+        """Scores of the answers that should be higher, and of the others, each [pairs]."""
+        import torch
+
+        higher, lower = policy.scores([pair.higher for pair in items] + [pair.lower for pair in items]).chunk(2)
+        if not torch.is_grad_enabled():
+            self.validated.update(zip(items, zip(higher.tolist(), lower.tolist(), strict=True), strict=True))
+        return higher, lower
+
+
+class RewardObjective(_PairObjective):
+    """Bradley-Terry with margins and centring, a mean over the pairs of the optimiser step."""
+
+    def __init__(self, centring: float) -> None:
+        super().__init__()
+        self.centring = centring
 
     def loss(self, policy: Any, items: Sequence[ScoredPair]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over pairs; beside it both rewards, their difference and how often chosen wins."""
@@ -82,7 +103,7 @@ class RewardObjective:
 
         from safeserve.training.reward_losses import bradley_terry_loss, centring_loss
 
-        chosen, rejected = _scores(policy, items)
+        chosen, rejected = self.scores(policy, items)
         margins = torch.tensor([pair.margin for pair in items], device=chosen.device)
         losses = bradley_terry_loss(chosen, rejected, margins)
         if self.centring:
@@ -95,16 +116,8 @@ class RewardObjective:
         }
 
 
-class CostObjective:
+class CostObjective(_PairObjective):
     """Bradley-Terry on (more harmful, less harmful) and the sign loss of both answers (Safe RLHF)."""
-
-    def rows(self, item: ScoredPair) -> Sequence[Row]:
-        """The more and the less harmful answer."""
-        return item.rows
-
-    def weight(self, item: ScoredPair) -> int:
-        """One pair."""
-        return 1
 
     def loss(self, policy: Any, items: Sequence[ScoredPair]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over pairs; beside it both costs, how often they are in order and how often their signs are right."""
@@ -112,7 +125,7 @@ class CostObjective:
 
         from safeserve.training.reward_losses import bradley_terry_loss, sign_loss
 
-        costs = torch.stack(_scores(policy, items))
+        costs = torch.stack(self.scores(policy, items))
         signs = torch.tensor([pair.signs for pair in items], device=costs.device).t()
         more, less = costs
         losses = bradley_terry_loss(more, less) + sign_loss(costs, signs).sum(0)
@@ -122,11 +135,6 @@ class CostObjective:
             "accuracy": (more > less).float().sum(),
             "sign_accuracy": (costs * signs > 0).float().mean(0).sum(),
         }
-
-
-def _scores(policy: Any, items: Sequence[ScoredPair]) -> tuple[Tensor, Tensor]:
-    higher, lower = policy.scores([pair.higher for pair in items] + [pair.lower for pair in items]).chunk(2)
-    return higher, lower
 
 
 def train_reward(
@@ -267,6 +275,7 @@ class _Scorer:
             encode=self.encode,
             rows=lambda item: item.rows,
             objective=lambda policy, items, work: objective,
+            pairs=objective,
             out=out,
             parent=parent,
             seed=self.seed,
@@ -322,6 +331,7 @@ def _say(method: str, report: dict[str, Any]) -> None:
 class _RewardTraining(Training[PreferencePair, ScoredPair]):
     """A training whose policy is a scorer; ``report`` becomes part of the metrics."""
 
+    pairs: _PairObjective = field(default_factory=_PairObjective)
     ends: set[int] = field(default_factory=set)
     report: dict[str, Any] = field(default_factory=dict)
     rule: Any = "longer"
@@ -341,13 +351,13 @@ class _RewardTraining(Training[PreferencePair, ScoredPair]):
 
         if not validation:
             return {**self.report, "held_out": None}
-        scored: dict[ScoredPair, tuple[float, float]] = {}
-        policy.model.eval()
-        with torch.no_grad(), Progress("accuracy", len(validation)) as progress:
-            for group in policy.micro_batches(list(validation), lambda item: item.rows):
-                progress.advance(len(group), sum(row.length for item in group for row in item.rows))
-                for pair, *found in zip(group, *(part.tolist() for part in _scores(policy, group)), strict=True):
-                    scored[pair] = (found[0], found[1])
+        scored = self.pairs.validated
+        if unread := [pair for pair in validation if pair not in scored]:  # killed between validation and here
+            policy.model.eval()
+            with torch.no_grad(), Progress("accuracy", len(unread)) as progress:
+                for group in policy.micro_batches(unread, lambda item: item.rows):
+                    self.pairs.scores(policy, group)
+                    progress.advance(len(group), sum(row.length for item in group for row in item.rows))
         ranked = [RankedPair(*scored[pair], pair.lengths, pair.group) for pair in validation]
         held_out = accuracy_report(ranked, self.rule)
         if self.method == "cost":
