@@ -176,8 +176,7 @@ class Outlook:
             parts["save"] = machine.load_seconds(size)
         parts["train"] = learned * forecast.training_seconds(size, machine, work, stage)
         if stage.validation_share:
-            passes = 2 if isinstance(stage, SCORERS) else 1  # the loss, and the accuracy of a scorer
-            parts["validate"] = passes * stage.validation_share * forecast.reference_seconds(size, machine, work)
+            parts["validate"] = stage.validation_share * forecast.reference_seconds(size, machine, work)
         peak = max(peak, forecast.training_bytes(size, machine, work, stage))
         told = _told(tokens, parts, peak)
         return {**told, **({"too_long": counts.too_long} if counts.too_long else {})}, Answers(counts.lengths or None)

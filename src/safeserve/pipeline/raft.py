@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safeserve.core.errors import UserError, did_you_mean
+from safeserve.core.errors import UserError, did_you_mean, placed
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import read_json, sha256_file
 from safeserve.data.records import Prompt
@@ -75,7 +75,7 @@ def check_judges(stage: RaftStage, stages: Mapping[str, TrainStage], known: Sequ
             )
         return Untrained(f"{'guard' if name == stage.guard else 'reward'}-{name}", f"stage {name}")
 
-    try:
+    with placed(where):
         panel = Panel.of(stage, make)
         for name, weight in stage.weights.items():
             if weight > 0 and family(panel.judges[name].name) in ("guard", "modes"):
@@ -94,8 +94,6 @@ def check_judges(stage: RaftStage, stages: Mapping[str, TrainStage], known: Sequ
             )
         if is_own(stage.rule):
             own_rule(stage.rule)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def judge_maker(

@@ -245,8 +245,7 @@ def train_guard(recipe: GuardRecipe, root: str | None, out: Path, quiet: bool = 
     stage = Stage(out.with_suffix(".work"), {"recipe": recipe.model_dump(mode="json"), "rows": digest})
     metrics_file = out.with_suffix(".json")
     if stage.done() and out.is_file() and metrics_file.is_file():
-        metrics = read_json(metrics_file)
-        return metrics
+        return read_json(metrics_file)
     work = stage.begin()
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
     folder = embedded.fetch(quiet=quiet)

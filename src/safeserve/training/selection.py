@@ -224,7 +224,7 @@ def best_and_worst(candidate: Candidate, best: int, tau: float | None = None) ->
     """
 
     def badness(sample: Sample) -> tuple[float, float]:
-        over = tau is not None and (sample.refused or (sample.p_unsafe is not None and sample.p_unsafe > tau))
+        over = tau is not None and not sample.allowed(tau)
         return (sample.p_unsafe or 0.0 if over else -1.0, -_reward(sample))
 
     chosen = next(sample for sample in candidate.samples if sample.k == best)
