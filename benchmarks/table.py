@@ -71,6 +71,7 @@ GPU_WORKS = tuple(
     for size in ("1.5B", "3B", "8B")
 )
 GROWTH = Work("growth-float32", "growth", "python -m benchmarks.growth")
+PROFILE = Work("profile-float32", "by kind of work", "python -m benchmarks.profile")
 
 
 def results(folder: Path) -> list[Result]:
@@ -142,9 +143,7 @@ def rates(result: Result, peer: str) -> str:
 def shares(result: Result, peer: str) -> str:
     """Share of the GEMM peak that both sides reach; a dash where the run did not keep it."""
     reached = result.get("share_of_peak")
-    if reached is None:
-        return "–"
-    return f"{percent(reached[OURS])} / {percent(reached[peer])}"
+    return f"{percent(reached[OURS])} / {percent(reached[peer])}" if reached else "–"
 
 
 def ratio_table(found: Sequence[Result], machines: Machines) -> str:
@@ -255,10 +254,8 @@ def decoding_table(found: Sequence[Result], machines: Machines) -> str:
 
 def own_shares(peaks: Sequence[Mapping[str, Any]], count: int) -> str:
     """The slowest and the fastest of the model's products with ``count`` rows, as shares of the peak."""
-    top = max(peak["square"] for peak in peaks)
-    own = [
-        max(peak["own"][shape] for peak in peaks) / top for shape in peaks[0]["own"] if shape.startswith(f"{count}x")
-    ]
+    top, shapes = max(peak["square"] for peak in peaks), [one for one in peaks[0]["own"] if one.startswith(f"{count}x")]
+    own = [max(peak["own"][shape] for peak in peaks) / top for shape in shapes]
     return f"{percent(min(own))} to {percent(max(own))}" if own else "–"
 
 
@@ -285,19 +282,21 @@ def _above(row: Mapping[str, float]) -> list[str]:
     return [f"{peak / MIB:,.0f} MiB", f"{(peak - before) / MIB:,.0f} MiB"]
 
 
+def profile_table(found: Sequence[Result], machines: Machines) -> str:
+    """Where the time of DPO goes, by kind of work."""
+    rows = [
+        [kind, machines.letter(one), f"{seconds:.1f}", percent(seconds / one["seconds"]["profiled"])]
+        for one in of_work(found, PROFILE)
+        for kind, seconds in one["by_kind"].items()
+    ]
+    return table(("DPO, float32", "machine", "seconds", "share"), rows or [missing(PROFILE, 4)], left=2)
+
+
 def gpu_table(found: Sequence[Result], machines: Machines) -> str:
     """One row a work, size and peer, with MFU and peak memory beside the weights."""
     memory = "peak memory above the weights: ours / peer"
-    header = (
-        "work, weights",
-        "peer",
-        "machine",
-        "times as fast",
-        "n",
-        "MFU: ours / peer",
-        memory,
-        "rates: ours / peer",
-    )
+    reached, rate = "MFU: ours / peer", "rates: ours / peer"
+    header = ("work, weights", "peer", "machine", "times as fast", "n", reached, memory, rate)
     rows = []
     for work in GPU_WORKS:
         measured = of_work(found, work)
@@ -324,6 +323,7 @@ def sections(found: Sequence[Result], page: Path) -> dict[str, str]:
         "memory": memory_table(found, machines),
         "decoding": decoding_table(found, machines),
         "growth": growth_table(found, machines, page),
+        "profile": profile_table(found, machines),
         "gpu": gpu_table(found, machines),
         "settings": settings_table(found, machines),
     }
@@ -336,9 +336,9 @@ def stages_section(run: Path) -> str:
     Raises:
         UserError: not a finished run.
     """
-    rows, machines = stage_times(run), Machines()
+    machines = Machines()
     machines.letter(read_json(run / "manifest.json"))
-    return stage_markdown(rows) + "\n\nMachine: " + machines.lines()[0].partition(": ")[2]
+    return f"{stage_markdown(stage_times(run))}\n\nMachine: {machines.lines()[0].partition(': ')[2]}"
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from benchmarks.common import Disagreement, Run, achieved, alternate, compared, 
 from benchmarks.decoding import first_difference, near_ties, until_stop
 from benchmarks.flops import Weights, dpo_flops, generation_flops, sit_flops
 from benchmarks.plot import Panel, decades, short, steps, svg
+from benchmarks.profile import by_kind, kind_of
 
 from benchmarks import common, scoring, synthetic
 from safeserve.core.runs import read_json
@@ -205,3 +206,17 @@ def test_scores_must_agree() -> None:
     for apart in (1e-3, float("nan")):
         with pytest.raises(Disagreement, match="nothing is timed"):
             scoring.check(Reads(apart), items, 64)
+
+
+def test_operators_are_sorted_by_kind_of_work() -> None:
+    kinds = [kind_of(f"aten::{name}") for name in ("mm", "addmm_", "bmm", "_softmax", "copy_", "mul_", "add_")]
+    products, attention, copies, rest = "products with the weights", "attention", "copies and look-ups", "element-wise"
+    assert kinds[:5] == [products, products, attention, attention, copies]
+    assert all(kind.startswith(rest) for kind in kinds[5:])
+
+
+def test_what_no_operator_spent_is_spent_outside() -> None:
+    found = by_kind([("aten::mm", 3.0), ("aten::addmm", 2.0), ("aten::mul", 1.0)], wall=10.0)
+    assert list(found.values()) == [5.0, 4.0, 1.0]
+    assert list(found)[1].startswith("outside torch")
+    assert by_kind([("aten::mm", 3.0)], wall=2.0)["outside torch (Python, files)"] == 0.0

@@ -23,7 +23,7 @@ def user(text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": text},)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Messages to answer.
 

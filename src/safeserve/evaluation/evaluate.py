@@ -123,19 +123,9 @@ def evaluate(
         own = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, benchmark.max_new_tokens)})
         if benchmark.by_likelihood:
             own = own.model_copy(update={"n": 1})  # the same for every sample
-        target = folder / benchmark.name
-        there = (target / "completions.jsonl").exists()
-        with costs.timed("generate"):
-            completions = generate_to(engines[benchmark], prompts, own, target, f"{name} on {benchmark.name}", quiet)
-        if not there:
-            costs.add("generate", **token_counts(completions))
-        with costs.timed("judge"):
-            scores = {
-                judge.name: judge_benchmark(judge, prompts, completions, target)
-                for spec, judge in made.items()
-                if meant_for(spec, judge, benchmark)
-            }
-        part = summarise(prompts, completions, scores, identities)
+        meant = [judge for spec, judge in made.items() if meant_for(spec, judge, benchmark)]
+        title, target = f"{name} on {benchmark.name}", folder / benchmark.name
+        part = _measure(engines[benchmark], prompts, own, meant, target, title, quiet, costs)
         parts[benchmark.name] = {"max_new_tokens": own.max_new_tokens, **part}
     summary = {
         "model": name,
@@ -150,6 +140,27 @@ def evaluate(
         "benchmarks": parts,
     }
     return _checked(folder, summary)
+
+
+def _measure(
+    engine: WaveEngine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    judges: Sequence[Judge],
+    folder: Path,
+    title: str,
+    quiet: bool,
+    costs: Costs,
+) -> dict[str, Any]:
+    """One benchmark generated and judged: its part of the summary. Answers and scores are not held any longer."""
+    there = (folder / "completions.jsonl").exists()
+    with costs.timed("generate"):
+        completions = generate_to(engine, prompts, sampling, folder, title, quiet)
+    if not there:
+        costs.add("generate", **token_counts(completions))
+    with costs.timed("judge"):
+        scores = {judge.name: judge_benchmark(judge, prompts, completions, folder) for judge in judges}
+    return summarise(prompts, completions, scores, {judge.name: judge.identity for judge in judges})
 
 
 def token_counts(completions: Iterable[Completion]) -> dict[str, int]:

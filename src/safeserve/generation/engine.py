@@ -35,7 +35,7 @@ class Sampling(Options):
     """Distinguishes rounds that sample the same prompts again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What an engine returned for sample ``k`` of prompt ``id``.
 
@@ -67,7 +67,7 @@ def read_completions(path: Path) -> list[Completion]:
     return [typed(Completion, row, f"{path} line {number}") for number, row in iter_jsonl(path)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One answer to make: sample ``k`` of a prompt, with the prompt's token ids (none where a server tokenises)."""
 

@@ -11,7 +11,7 @@ from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """``value`` None means unscored, and then ``reason`` says why. ``evidence`` explains the label to a reader."""
 
