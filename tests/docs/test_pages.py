@@ -27,7 +27,9 @@ from safeserve.pipeline.recipe import (
     GateOptions,
     Recipe,
     SeedOptions,
+    load_recipe,
     parse_recipe,
+    shipped,
 )
 from safeserve.pipeline.reward_stages import CostStage, RewardStage
 from safeserve.pipeline.train_stages import DpoStage, RaftStage, SitStage
@@ -48,6 +50,7 @@ PAGES = [
         "hygiene",
         "error_analysis",
         "judges",
+        "results",
         "statistics",
         "report",
         "extending",
@@ -75,10 +78,26 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for block in (*blocks(page, "bash"), *blocks(page, "yml")):
-            for line in block.splitlines():
+            lines = iter(block.splitlines())
+            for line in lines:
                 at = line.find("safeserve ")
                 if at >= 0 and not line.lstrip().startswith("#"):
-                    found.append((page.name, line[at:].partition(" #")[0].strip()))
+                    command = line[at:].partition(" #")[0].strip()
+                    while command.endswith("\\") or command.count("'") % 2:  # it goes on
+                        command = f"{command.removesuffix(chr(92))} {next(lines).strip()}"
+                    found.append((page.relative_to(DOCS).as_posix(), command))
+    return found
+
+
+def on_shipped_recipes() -> list[tuple[str, str, list[str]]]:
+    """(page, recipe, overrides) of every command on one."""
+    found = []
+    for page, command in commands():
+        verb, *words = shlex.split(command)[1:]
+        names = [word for word in words if word in shipped()]
+        if verb in ("run", "train", "quickstart") and (names or verb == "quickstart"):
+            overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
+            found.append((page, names[0] if names else "quickstart", overrides))
     return found
 
 
@@ -166,3 +185,15 @@ def test_agreement_script_of_the_judges_page(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "agreement.py"), str(labels)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.split()[1:] == ["3", "1.0"]
+
+
+@pytest.mark.parametrize(("page", "recipe", "overrides"), on_shipped_recipes())
+def test_overrides_on_shipped_recipes_are_accepted(
+    page: str, recipe: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in re.findall(r"(\w+):(\w+)", " ".join(overrides)):  # code that the page shows
+        for code in blocks(DOCS / page, "python"):
+            if re.search(rf"^(def|class) {name}\b", code, re.MULTILINE):
+                (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert isinstance(load_recipe(recipe, overrides), Recipe), page

@@ -371,6 +371,11 @@ def test_contradicting_options_are_named(options: dict[str, Any], says: str) -> 
     assert says in str(error.value)
 
 
+def test_what_is_set_back_to_its_default_contradicts_nothing() -> None:
+    back = {"resample": 0, "drop_refusals": False, "tau": 0.5, "beta": 0.1}
+    assert RaftOptions.parse({"reward": "x", **back}, "r").changed() == {"reward"}
+
+
 def test_learning_options_reach_the_methods() -> None:
     options = RaftOptions(reward="x", epochs=3, lora_rank=4, update="dpo", beta=0.3)
     assert (options.sit_options().epochs, options.sit_options().lora_rank) == (3, 4)

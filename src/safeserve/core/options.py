@@ -35,6 +35,11 @@ class Options(BaseModel):
         except ValidationError as error:
             raise UserError(_explain(error, cls, where)) from None
 
+    def changed(self) -> set[str]:
+        """Options with another value than their default: what a recipe sets and a command line sets back is not one."""
+        fields = type(self).model_fields
+        return {name for name in self.model_fields_set if getattr(self, name) != fields[name].default}
+
 
 def typed(cls: type[T], row: Mapping[str, Any], where: str) -> T:
     """``row`` as an instance of the dataclass ``cls``; keys that it does not know are left out.

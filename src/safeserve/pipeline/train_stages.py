@@ -55,7 +55,7 @@ class DpoStage(StageOptions, DpoOptions):
 
     @model_validator(mode="after")
     def _no_ignored_pair_option(self) -> DpoStage:
-        given = self.model_fields_set
+        given = self.changed()
         if self.pairs == OWN_PAIRS and "keep" in given:
             raise UserError(f"keep: would be ignored by pairs: {OWN_PAIRS}, which knows what is safe. Remove it.")
         if self.pairs != OWN_PAIRS and (ignored := sorted(given & {"sample_temperature", "sample_tokens"})):

@@ -55,7 +55,7 @@ class TrainOptions(Options):
     @model_validator(mode="after")
     def _no_ignored_lora(self) -> Self:
         adapter_only = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
-        if self.full and (ignored := sorted(adapter_only & self.model_fields_set)):
+        if self.full and (ignored := sorted(adapter_only & self.changed())):
             raise UserError(f"{', '.join(ignored)}: would be ignored, because full: true trains without an adapter.")
         if self.full and self.save == "adapter" and "save" in self.model_fields_set:
             raise UserError("save: adapter needs an adapter, and full: true trains without one. Use save: merged.")
@@ -109,7 +109,7 @@ class GuardTraining(TrainOptions):
     def _no_ignored_option(self) -> Self:
         acting = {"lora_rank", "lora_alpha", "learning_rate", "epochs", "batch_size", "token_budget", "warmup_ratio"}
         acting |= {"schedule", "max_grad_norm", "weight_decay", "checkpoint_steps"}
-        if ignored := sorted(self.model_fields_set - acting):
+        if ignored := sorted(self.changed() - acting):
             raise UserError(f"{', '.join(ignored)}: would be ignored in the training of a guard. Remove it.")
         return self
 

@@ -72,7 +72,7 @@ class RaftOptions(DpoOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        given, rule = self.model_fields_set, self.rule
+        given, rule = self.changed(), self.rule
         if rule != "human" and not self.weights:
             raise UserError("reward: is missing. Name a judge, or judges with weights.")
         if rule == "human" and self.picks is None:
