@@ -186,3 +186,11 @@ def test_a_policy_that_is_no_text(cli_here: Cli, tmp_path: Path) -> None:
     assert cli_here("score", source, "--label", "benign", "--judge", "refusal", "--out", "r/evals/m").code == 0
     ran = cli_here("gate", "r:m", "--policy", "p.yaml")
     assert (ran.code, "p.yaml: not UTF-8" in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_a_model_folder_with_a_broken_config(cli_here: Cli, tmp_path: Path, name: str) -> None:
+    write(tmp_path / "model" / name, '{"base": ')
+    for command in (("eval", "./model", "--limit", "2"), ("models", "export", "./model", "out")):
+        ran = cli_here(*command)
+        assert (ran.code, f"model/{name} line 1: not valid JSON" in ran.stderr) == (2, True), ran.stderr

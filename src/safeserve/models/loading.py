@@ -151,8 +151,11 @@ def local_folder(name: str, quiet: bool = False) -> Path | None:
         return None
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+        configs = [path / file for file in ("config.json", "adapter_config.json") if (path / file).exists()]
+        if not configs:
             raise UserError(f"{path}: not a model folder (no config.json and no adapter_config.json).")
+        for config in configs:
+            read_json(config)  # a broken one is named; the library's own message names no file
         return path
     if path.exists():
         raise UserError(f"{path}: a model is a folder with config.json and safetensors, and this is a file.")
