@@ -83,19 +83,9 @@ def readable(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, ``.gz`` too.
-
-    Raises:
-        UserError: there is no such file, it is not UTF-8, or a gzip file is cut.
-        EnvironmentFault: no permission.
-    """
-    try:
-        with open_text(path) as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a complete gzip file ({error}).") from None
+    """The text of a file, ``.gz`` too; for errors see :func:`open_text`."""
+    with open_text(path) as file:
+        return file.read()
 
 
 def json_refusal(error: ValueError | RecursionError) -> str:
@@ -132,18 +122,28 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     _write(path, (readable(line).encode() for line in jsonl_lines(rows)))
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a text file, transparently gunzipping ``.gz``; a byte-order mark is no part of the text."""
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file, transparently gunzipping ``.gz``; a byte-order mark is no part of the text.
+
+    Raises:
+        UserError: there is no such file, it is not UTF-8, or a gzip file is cut.
+        EnvironmentFault: no permission.
+    """
     try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        return path.open("r", encoding="utf-8-sig", newline="")
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a file.") from None
     except PermissionError:
         raise EnvironmentFault(f"{path}: no permission to read it.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -175,8 +175,6 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
         except UnicodeDecodeError as error:
             raise UserError(f"{path} line {number + 1}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 
 def sha256_file(path: Path) -> str:

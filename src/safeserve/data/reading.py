@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +118,6 @@ def _separated(path: Path, delimiter: str) -> Iterator[RawRow]:
                 start = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{path} line {reader.line_num}: not a valid table ({error}).") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a complete gzip file ({error}).") from None
 
 
 def _parquet(path: Path) -> list[RawRow]:
