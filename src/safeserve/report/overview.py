@@ -154,14 +154,19 @@ def _drawn(points: Sequence[Point], least_safe: float | None, most_refused: floa
 def _mark(point: Point) -> Markup:
     x, y = point.refused["rate"], point.safe["rate"]
     (x1, x2), (y1, y2) = point.refused["ci95"], point.safe["ci95"]
-    left = x > 0.7  # the name stands where there is room for it
+    left, below = x > 0.7, y > 0.93  # the name stands where there is room for it
     label = point.model + (f", {percent(point.correct['rate'], 0)} correct" if point.correct else "")
     parts = [
         Markup("<title>{}</title>").format(_words(point)),
         _line("ci", x1, x2, y, y),
         _line("ci", x, x, y1, y2),
         Markup('<circle class="dot" cx="{:.2f}%" cy="{:.1f}" r="6"/>').format(_x(x), _y(y)),
-        _text("name" + (" end" if left else ""), f"{_x(x) + (-1.4 if left else 1.4):.2f}%", _y(y) - 9, label),
+        _text(
+            "name" + (" end" if left else ""),
+            f"{_x(x) + (-1.4 if left else 1.4):.2f}%",
+            _y(y) + (18 if below else -9),
+            label,
+        ),
     ]
     css = "interval candidate" if point.candidate else "interval other"
     return Markup('<g class="{}">{}</g>').format(css, Markup("").join(parts))
