@@ -32,7 +32,9 @@ KINDS = {
 
 def kind_of(operator: str) -> str:
     """The kind of work of one operator, as ``attention`` for ``aten::bmm``."""
-    name = operator.rpartition("::")[2].lstrip("_")
+    if not operator.startswith("aten::"):
+        return OUTSIDE  # what a layer's own backward pass does between torch's operators
+    name = operator.removeprefix("aten::").lstrip("_")
     if name in KINDS[PRODUCTS]:
         return PRODUCTS
     return next((kind for kind, starts in KINDS.items() if kind != PRODUCTS and name.startswith(starts)), REST)
@@ -48,7 +50,7 @@ def by_kind(events: Iterable[tuple[str, float]], wall: float) -> dict[str, float
     found: Counter[str] = Counter()
     for name, seconds in events:
         found[kind_of(name)] += seconds
-    found[OUTSIDE] = max(0.0, wall - sum(found.values()))
+    found[OUTSIDE] += max(0.0, wall - sum(found.values()))
     return dict(found.most_common())
 
 

@@ -210,6 +210,7 @@ def test_scores_must_agree() -> None:
 
 def test_operators_are_sorted_by_kind_of_work() -> None:
     kinds = [kind_of(f"aten::{name}") for name in ("mm", "addmm_", "bmm", "_softmax", "copy_", "mul_", "add_")]
+    assert kind_of("_AttendBackward").startswith("outside torch")
     products, attention, copies, rest = "products with the weights", "attention", "copies and look-ups", "element-wise"
     assert kinds[:5] == [products, products, attention, attention, copies]
     assert all(kind.startswith(rest) for kind in kinds[5:])

@@ -96,7 +96,7 @@ def on_shipped_recipes() -> list[tuple[str, str, list[str]]]:
         verb, *words = shlex.split(command)[1:]
         names = [word for word in words if word in shipped()]
         if verb in ("run", "train", "quickstart") and (names or verb == "quickstart"):
-            overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
+            overrides = [word for word in words if re.match(r"[a-z][a-z_.-]*=", word)]
             found.append((page, names[0] if names else "quickstart", overrides))
     return found
 

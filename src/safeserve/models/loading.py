@@ -143,7 +143,7 @@ def local_folder(name: str, quiet: bool = False) -> Path | None:
     """The local folder that ``name`` means, fetching the embedded model if it is that; None for a hub id.
 
     Raises:
-        UserError: a path-like name that does not exist, or a folder without a model.
+        UserError: a path-like name that does not exist, a folder without a model, or with a broken config.
     """
     if name == embedded.NAME:
         return embedded.fetch(quiet=quiet)

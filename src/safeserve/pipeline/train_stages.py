@@ -56,7 +56,7 @@ class DpoStage(StageOptions, DpoOptions):
     @model_validator(mode="after")
     def _no_ignored_pair_option(self) -> DpoStage:
         given = self.changed()
-        if self.pairs == OWN_PAIRS and "keep" in given:
+        if self.pairs == OWN_PAIRS and "keep" in self.model_fields_set:
             raise UserError(f"keep: would be ignored by pairs: {OWN_PAIRS}, which knows what is safe. Remove it.")
         if self.pairs != OWN_PAIRS and (ignored := sorted(given & {"sample_temperature", "sample_tokens"})):
             raise UserError(f"{', '.join(ignored)}: would be ignored, because only pairs: {OWN_PAIRS} samples answers.")

@@ -109,7 +109,7 @@ class GuardTraining(TrainOptions):
     def _no_ignored_option(self) -> Self:
         acting = {"lora_rank", "lora_alpha", "learning_rate", "epochs", "batch_size", "token_budget", "warmup_ratio"}
         acting |= {"schedule", "max_grad_norm", "weight_decay", "checkpoint_steps"}
-        if ignored := sorted(self.changed() - acting):
+        if ignored := sorted(self.model_fields_set - acting):
             raise UserError(f"{', '.join(ignored)}: would be ignored in the training of a guard. Remove it.")
         return self
 

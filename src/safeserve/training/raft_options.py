@@ -53,7 +53,7 @@ class RaftOptions(DpoOptions):
     picks: str | None = None
     """``human``: JSON lines with a prompt's id and the picked sample's number (k) or text."""
     held_out_judge: str = "refusal"
-    """Who says what is safe when the selection and the policy are watched; never a judge that selects."""
+    """Who says what is safe when selection and policy are watched; never one that gives the reward or P(unsafe)."""
     held_out_prompts: int = Field(40, ge=4)
     """Prompts kept out of the training, in the same proportion, on which every iteration's policy is measured."""
     kl_samples: int = Field(32, ge=0)
