@@ -118,7 +118,7 @@ def test_a_truncated_weights_file_is_the_users_problem_to_know(copy: Path) -> No
 
 def test_a_broken_config(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": ')
-    with pytest.raises(UserError, match="config.json line 1: not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json line 1: not valid JSON"):
         load(copy)
 
 
