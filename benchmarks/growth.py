@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.common import REPOSITORY, in_child, offline, parser, peak_rss, r
 from benchmarks.flops import Weights, dpo_flops
 from benchmarks.plot import Panel, svg
 from benchmarks.training import Setup
+from safeserve.data.records import PreferencePair
 from safeserve.pipeline.machine import reset_peak_memory
 
 BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -32,20 +34,36 @@ COUNTS = (10, 100, 1000, 10_000, 100_000)
 PLOT = REPOSITORY / "docs" / "images" / "speed_growth.svg"
 
 
-def _train(task: dict[str, Any]) -> dict[str, Any]:
-    """Train one epoch under a token budget; what it took."""
-    options = argparse.Namespace(quick=task["quick"], prompts="pku", data=task["data"])
-    setup = Setup(workloads.model_name(options), task["dtype"], batch=task["pairs"])
+@dataclass(frozen=True)
+class Ready:
+    """DPO that has run once: ``gflop`` of arithmetic a pair, and the ``gemm`` peak (GFLOP/s) measured after it."""
+
+    loaded: Any
+    pairs: list[PreferencePair]
+    gflop: float
+    gemm: float
+
+
+def ready(setup: Setup, count: int, data: str | None, quick: bool) -> Ready:
+    """Load the model and ``count`` PKU pairs, and pay what only a first training pays."""
+    options = argparse.Namespace(quick=quick, prompts="pku", data=data)
     loaded = setup.load()
-    pairs = workloads.dpo_pairs(options, loaded.chat, task["pairs"])
+    pairs = workloads.dpo_pairs(options, loaded.chat, count)
     lengths = workloads.pair_lengths(loaded.chat, pairs)
     gflop = dpo_flops(Weights.of(loaded.model, setup.lora_rank), lengths) / len(pairs) / 1e9
-    training.ours("dpo", Setup(**{**vars(setup), "batch": 8}), pairs[:8], loaded=loaded)
-    gemm = square_gemm(task["dtype"], "cpu", task["quick"])
+    training.ours("dpo", replace(setup, batch=8), pairs[:8], loaded=loaded)
+    return Ready(loaded, pairs, gflop, square_gemm(setup.dtype, "cpu", quick))
+
+
+def _train(task: dict[str, Any]) -> dict[str, Any]:
+    """Train one epoch under a token budget; what it took."""
+    options = argparse.Namespace(quick=task["quick"])
+    setup = Setup(workloads.model_name(options), task["dtype"], batch=task["pairs"])
+    with_all = ready(setup, task["pairs"], task["data"], task["quick"])
     baseline = rss()
     reset_peak_memory()  # loading may have taken more for a moment
-    run = training.ours("dpo", setup, pairs, {"token_budget": task["budget"]}, loaded)
-    reached = {"rate": run.rate, "gemm": gemm, "share": run.rate * gflop / gemm}
+    run = training.ours("dpo", setup, with_all.pairs, {"token_budget": task["budget"]}, with_all.loaded)
+    reached = {"rate": run.rate, "gemm": with_all.gemm, "share": run.rate * with_all.gflop / with_all.gemm}
     return {**reached, "baseline_bytes": baseline, "peak_bytes": peak_rss()}
 
 

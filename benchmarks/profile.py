@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import training, workloads
-from benchmarks.common import offline, parser, save, say, square_gemm
-from benchmarks.flops import Weights, dpo_flops
+from benchmarks.common import offline, parser, save, say
+from benchmarks.growth import ready
 from benchmarks.training import Setup
 
 PRODUCTS, ATTENTION, REST = "products with the weights", "attention", "element-wise, sums, norms"
@@ -62,14 +62,9 @@ def main() -> None:
     made.add_argument("--pairs", type=int, default=32)
     options = made.parse_args()
     offline()
-    options.prompts, pairs_wanted = "pku", 8 if options.quick else options.pairs
-    setup = Setup(workloads.model_name(options), options.dtype)
-    loaded = setup.load()
-    pairs = workloads.dpo_pairs(options, loaded.chat, pairs_wanted)
-    lengths = workloads.pair_lengths(loaded.chat, pairs)
-    flops = dpo_flops(Weights.of(loaded.model, setup.lora_rank), lengths)
-    training.ours("dpo", setup, pairs[:8], loaded=loaded)  # what only a first call pays
-    gemm = square_gemm(options.dtype, "cpu", options.quick)
+    setup, count = Setup(workloads.model_name(options), options.dtype), 8 if options.quick else options.pairs
+    first = ready(setup, count, options.data, options.quick)
+    pairs, gemm, gflop = first.pairs, first.gemm, first.gflop * len(first.pairs)
     plain = training.ours("dpo", setup, pairs, loaded=setup.load())
     loaded = setup.load()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -82,8 +77,8 @@ def main() -> None:
         "by_kind": seconds,
         "operators": dict(sorted(events, key=lambda event: -event[1])),
         "gemm": gemm,
-        "share_of_peak": flops / 1e9 / plain.seconds / gemm,
-        "share_of_products": flops / 1e9 / seconds[PRODUCTS] / gemm,
+        "share_of_peak": gflop / plain.seconds / gemm,
+        "share_of_products": gflop / seconds[PRODUCTS] / gemm,
     }
     for kind, spent in seconds.items():
         say(f"{kind:32} {spent:6.1f} s  {spent / profiled.seconds:4.0%}")

@@ -254,8 +254,8 @@ def decoding_table(found: Sequence[Result], machines: Machines) -> str:
 
 def own_shares(peaks: Sequence[Mapping[str, Any]], count: int) -> str:
     """The slowest and the fastest of the model's products with ``count`` rows, as shares of the peak."""
-    top, shapes = max(peak["square"] for peak in peaks), [one for one in peaks[0]["own"] if one.startswith(f"{count}x")]
-    own = [max(peak["own"][shape] for peak in peaks) / top for shape in shapes]
+    top = max(peak["square"] for peak in peaks)
+    own = [max(peak["own"][at] for peak in peaks) / top for at in peaks[0]["own"] if at.startswith(f"{count}x")]
     return f"{percent(min(own))} to {percent(max(own))}" if own else "–"
 
 

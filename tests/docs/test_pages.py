@@ -91,10 +91,10 @@ def commands() -> list[tuple[str, str]]:
 
 def on_shipped_recipes() -> list[tuple[str, str, list[str]]]:
     """(page, recipe, overrides) of every command on one."""
-    found = []
+    found, known = [], shipped()
     for page, command in commands():
         verb, *words = shlex.split(command)[1:]
-        names = [word for word in words if word in shipped()]
+        names = [word for word in words if word in known]
         if verb in ("run", "train", "quickstart") and (names or verb == "quickstart"):
             overrides = [word for word in words if re.match(r"[a-z][a-z_.-]*=", word)]
             found.append((page, names[0] if names else "quickstart", overrides))

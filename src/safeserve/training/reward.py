@@ -242,7 +242,7 @@ class _Scorer:
             raise UserError(f"{self.method}: no pair to train on.")
         if validation is None and options.eval_steps and not options.validation_share:
             raise UserError("eval_steps: would be ignored without held-out pairs. Set validation_share, or remove it.")
-        if validation is not None and options.validation_share and "validation_share" in options.model_fields_set:
+        if validation is not None and "validation_share" in options.model_fields_set:
             raise UserError(
                 "validation_share: would be ignored, because validation pairs are given. Remove one of them."
             )
