@@ -219,12 +219,14 @@ def test_transformers_reads_the_same_scores_from_padded_batches(
     policy = policy_of(model)
     with torch.no_grad():
         ours = policy.scores(rows)
-    saved = save_reward(policy, tmp_path / "models" / "r", "parent", "reward", ends)
+    saved = tmp_path / "models" / "r"
+    trained = policy.merged().score.weight.clone()
+    save_reward(policy, saved, "parent", "reward", ends)
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(saved.name, padding_side=side)
-    classifier = AutoModelForSequenceClassification.from_pretrained(saved.name, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved, padding_side=side)
+    classifier = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32).eval()
     assert classifier.config.num_labels == 1
     assert classifier.config.pad_token_id == tokenizer.pad_token_id not in ends
     again = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
@@ -235,13 +237,14 @@ def test_transformers_reads_the_same_scores_from_padded_batches(
         theirs = classifier(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert ours.std() > 0.01
-    assert torch.equal(load_reward(Path(saved.name), model).model.score.weight, saved.model.score.weight)
+    assert torch.equal(load_reward(saved, model).model.score.weight, trained)
 
 
 def test_a_reward_model_is_no_language_model(tiny: Tiny, tmp_path: Path) -> None:
-    saved = save_reward(policy_of(tiny()), tmp_path / "models" / "r", "parent", "reward", {2})
+    saved = tmp_path / "models" / "r"
+    save_reward(policy_of(tiny()), saved, "parent", "reward", {2})
     with pytest.raises(UserError, match="is a classifier"):
-        load(saved.name)
+        load(saved)
 
 
 def test_other_architectures(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Elements of the one float32 [tokens, vocabulary] block that exists at a time: 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
+# Rows of it that are widened to float32 at a time on a CPU: what fits a core's cache.
+WIDE_ROWS = 32
 # Set in a config when the model changes its logits after the head; then the model computes them itself.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
@@ -151,6 +153,25 @@ def _head_logps(hidden: Tensor, head: Any, targets: Tensor) -> Tensor:
     return _gather_logps(head(hidden), targets)
 
 
+def _exponentiate(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(target) [tokens], and the sum [tokens, 1] of what ``logits`` become: exp(logits - their highest).
+
+    In place, and computed in float32: a copy of all logits would cost as much as the product that made them.
+    """
+    rows = WIDE_ROWS if logits.device.type == "cpu" else len(logits)
+    logps, totals = [], []
+    for part, target in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+        wide = part.float()
+        reached = wide.gather(-1, target.unsqueeze(-1))
+        highest = wide.amax(-1, keepdim=True)
+        total = wide.sub_(highest).exp_().sum(-1, keepdim=True)
+        logps.append((reached - highest - total.log()).squeeze(-1))
+        totals.append(total)
+        if wide is not part:
+            part.copy_(wide)
+    return torch.cat(logps), torch.cat(totals)
+
+
 class _FrozenHead(torch.autograd.Function):
     """Log-probabilities through a head that is not trained.
 
@@ -167,15 +188,11 @@ class _FrozenHead(torch.autograd.Function):
         for at in range(0, len(targets), size):
             part, target = hidden[at : at + size].to(weight.dtype), targets[at : at + size]
             logits = torch.mm(part, weight.t(), out=block[: len(part)])
-            logits = (logits if bias is None else logits.add_(bias)).float()
-            reached = logits.gather(-1, target.unsqueeze(-1))
-            # logsumexp written out, in place: its own copy of the logits would cost as much again.
-            highest = logits.amax(-1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-            logps[at : at + size] = (reached - highest - total.log()).squeeze(-1)
+            if bias is not None:
+                logits.add_(bias)
+            logps[at : at + size], total = _exponentiate(logits, target)
             if slopes is not None:
-                expected = logits.to(weight.dtype) @ weight
-                slopes[at : at + size] = weight[target] - expected.div_(total)
+                slopes[at : at + size] = weight[target] - (logits @ weight).div_(total)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps

@@ -206,12 +206,8 @@ def excerpt(row: Row, most: int = PROBE_TOKENS) -> Row:
     return Row(row.ids[begin : row.start + most], row.start - begin)
 
 
-def save_result(policy: Policy, out: Path, parent: str, method: str) -> LoadedModel:
-    """Save the trained policy to ``out`` (whole or not at all) with tokenizer and template, and load it from there.
-
-    What is returned is what :func:`safeserve.models.loading.load` gives for ``out`` in the dtype of the parent: an
-    adapter merged in float32 into its base, then cast.
-    """
+def save_result(policy: Policy, out: Path, parent: str, method: str) -> None:
+    """Save the trained policy to ``out`` (whole or not at all) with tokenizer and template, and release it."""
     loaded, options = policy.loaded, policy.options
     if (folder := Path(parent).expanduser()).is_dir():
         # A parent in the same run is named relative to the adapter, so that a run folder can be moved.
@@ -237,7 +233,6 @@ def save_result(policy: Policy, out: Path, parent: str, method: str) -> LoadedMo
         policy.release()
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
-    return load(out, dtype=loaded.dtype, device=loaded.device, quiet=True)
 
 
 def _merge_in_place(folder: Path, loaded: LoadedModel) -> None:

@@ -290,7 +290,6 @@ class _Raft:
 
                 result = train_dpo(model, learned, self.options.dpo_options(), target, **common)
         self.costs.add("train", tokens=result.metrics["tokens"])
-        self._policy = (str(target), result.model)
         kept = ("loss", "validation_loss", "steps", "rows", "tokens", "seconds")
         return {"training": {key: result.metrics[key] for key in kept}}
 

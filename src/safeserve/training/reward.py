@@ -366,11 +366,11 @@ class _RewardTraining(Training[PreferencePair, ScoredPair]):
             held_out["sign_accuracy"] = accuracy(right, groups)
         return {**self.report, "held_out": held_out}
 
-    def _save(self, policy: Policy) -> LoadedModel:
+    def _save(self, policy: Policy) -> None:
         from safeserve.training import reward_policy
 
         assert isinstance(policy, reward_policy.RewardPolicy)
-        return reward_policy.save_reward(policy, self.out, self.parent, self.method, self.ends)
+        reward_policy.save_reward(policy, self.out, self.parent, self.method, self.ends)
 
     def _kept(self) -> LoadedModel:
         from safeserve.training.reward_policy import load_reward

@@ -176,8 +176,8 @@ def pad_id(tokenizer: Any, ends: set[int]) -> int:
     return int(next(number for number in candidates if number not in ends))
 
 
-def save_reward(policy: RewardPolicy, out: Path, parent: str, method: str, ends: set[int]) -> LoadedModel:
-    """Save the trained scorer to ``out`` (whole or not at all) with tokenizer and template, and load it from there.
+def save_reward(policy: RewardPolicy, out: Path, parent: str, method: str, ends: set[int]) -> None:
+    """Save the trained scorer to ``out`` (whole or not at all) with tokenizer and template, and release it.
 
     Args:
         ends: last tokens of the conversations it was trained on.
@@ -198,7 +198,6 @@ def save_reward(policy: RewardPolicy, out: Path, parent: str, method: str, ends:
         policy.release()
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
-    return load_reward(out, loaded)
 
 
 def load_reward(folder: Path, like: LoadedModel) -> LoadedModel:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -36,14 +37,19 @@ class TrainResult:
     """A trained model.
 
     Attributes:
-        model: adapter merged, in the dtype of the parent, ready to generate: the same as ``load(folder)``.
         folder: where the adapter or the merged model is saved.
         metrics: losses, steps, tokens, tokens_per_second, seconds, peak_memory_bytes, excluded, curves; JSON.
+        load: reads it from there.
     """
 
-    model: LoadedModel
     folder: Path
     metrics: dict[str, Any]
+    load: Callable[[], LoadedModel]
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """Adapter merged in float32, then in the dtype of the parent, ready to generate; read when first asked for."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Training(Generic[Record, Item]):
         work = self.work or self.out.parent.parent / "stages" / f"train-{self.out.name}" / "checkpoints"
         stage = Stage(work, self._inputs(items, validation_items))
         if stage.done() and self.out.exists():
-            return TrainResult(self._kept(), self.out, read_json(work / "metrics.json"))
+            return TrainResult(self.out, read_json(work / "metrics.json"), self._kept)
         stage.begin()
         result = self._train(items, validation_items, excluded, work)
         stage.finish()
@@ -105,12 +111,12 @@ class Training(Generic[Record, Item]):
             started = time.perf_counter()
             metrics |= self._measured(policy, validation)
             metrics["validation_seconds"] = round(metrics["validation_seconds"] + time.perf_counter() - started, 2)
-            trained = self._save(policy)
+            self._save(policy)
         finally:
             policy.release()
         write_json(work / "metrics.json", metrics)
         delete_checkpoints(work)
-        return TrainResult(trained, self.out, metrics)
+        return TrainResult(self.out, metrics, self._kept)
 
     def _policy(self) -> Policy:
         """The model made trainable."""
@@ -122,14 +128,14 @@ class Training(Generic[Record, Item]):
         """Metrics beside the losses, of the trained policy."""
         return {}
 
-    def _save(self, policy: Policy) -> LoadedModel:
-        """Save the trained policy to ``out`` and load it from there."""
+    def _save(self, policy: Policy) -> None:
+        """Save the trained policy to ``out``."""
         from safeserve.training.policy import save_result
 
-        return save_result(policy, self.out, self.parent, self.method)
+        save_result(policy, self.out, self.parent, self.method)
 
     def _kept(self) -> LoadedModel:
-        """What an earlier training has saved to ``out``."""
+        """What training has saved to ``out``."""
         from safeserve.models.loading import load
 
         return load(self.out, dtype=self.model.dtype, device=self.model.device, quiet=True)
