@@ -17,7 +17,7 @@ demo: setup
 	echo "demo: $$(( $$(date +%s) - $$(cat $(VENV)/.demo-started) )) s after set-up, exit code $$code" >&2; exit $$code
 
 test: setup-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -23,6 +23,15 @@ REPOSITORY = Path(__file__).parents[1]
 settings.register_profile("safeserve", deadline=None)
 settings.load_profile("safeserve")
 
+LONG = ("end_to_end", "benchmarks", "oracle")
+"""Folders whose files take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a worker takes a whole file, so one that comes last leaves the other worker without work."""
+    long = {item.path for item in items if item.path.parent.name in LONG or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
 
 def save_tiny(folder: Path, positions: int = 256, seed: int = 0) -> Path:
     """Save a random two-layer Llama (chatml template, tied embeddings) with a byte tokenizer, as ``load`` reads it."""

@@ -16,7 +16,7 @@ from safeserve.models import embedded
 from safeserve.pipeline import forecast
 from safeserve.pipeline.forecast import GenerationWork, Machine, ModelSize, TrainingWork, tensor_shapes
 from safeserve.pipeline.probe import Rates
-from safeserve.training.options import DpoOptions, SitOptions
+from safeserve.training.options import DpoOptions, SitOptions, default_token_budget
 
 CPU = Machine("cpu", "float32", Rates(gemm=1e11, bandwidth=1e10))
 WORK = TrainingWork(items=100, tokens=10_000, responses=5_000, context=30, longest=200)
@@ -56,10 +56,19 @@ def test_the_adapters_weights_are_those_that_training_adds(tiny_folder: Path, ti
     assert ModelSize.of(tiny_folder).adapter(SitOptions(full=True)) == 0
 
 
-def test_the_token_budget_is_the_one_that_training_takes(tiny: Callable[..., Any]) -> None:
+def test_bfloat16_takes_twice_the_tokens_in_the_same_memory() -> None:
+    sizes = [(default_token_budget("cpu", dtype), forecast.BYTES[dtype]) for dtype in ("float32", "bfloat16")]
+    assert sizes == [(1024, 4), (2048, 2)]
+
+
+def test_training_takes_the_budget_of_its_dtype(tiny: Callable[..., Any], tiny_folder: Path) -> None:
+    from safeserve.models.loading import load
     from safeserve.training.policy import Policy
 
-    assert Policy(tiny(), SitOptions(), seed=1).token_budget == forecast.TOKEN_BUDGET["cpu"]
+    assert Policy(tiny(), SitOptions(), seed=1).token_budget == 1024
+    half = load(tiny_folder, dtype="bfloat16", device="cpu")
+    assert Policy(half, SitOptions(), seed=1).token_budget == 2048
+    assert Policy(half, SitOptions(token_budget=300), seed=1).token_budget == 300
 
 
 def test_as_many_answers_at_once_as_the_engine_and_the_guard_take() -> None:

@@ -96,30 +96,42 @@ class _Project(torch.autograd.Function):
         lows = dict(zip(ctx.updated, saved[4 * count :], strict=True))
         result: list[Tensor | None] = []
         dx: Tensor | None = None
+        throughs: dict[int, Tensor] = {}
         for n, (layer, g) in enumerate(zip(layers, gradients, strict=True)):
             wanted = ctx.needs_input_grad[2 + 4 * n : 6 + 4 * n]
-            through, grads = _layer_backward(g, x, lows.get(n), layer, ctx.scales[n], wanted)
-            result += grads
+            result += _layer_backward(g, x, lows.get(n), layer, ctx.scales[n], wanted)
             if ctx.needs_input_grad[0]:
                 dx = g @ layer[0] if dx is None else dx.addmm_(g, layer[0])
-                if through is not None:
-                    dx.addmm_(through, layer[2].to(g.dtype))
+            if n in lows:
+                throughs[n] = (g @ layer[3].to(g.dtype)).mul_(ctx.scales[n])
+        if throughs:
+            slopes = _a_backward(list(throughs.values()), [layers[n][2] for n in throughs], x, dx)
+            for n, slope in zip(throughs, slopes, strict=True):
+                result[4 * n + 2] = slope
         return dx, None, *result
 
 
 def _layer_backward(
     g: Tensor, x: Tensor, low: Tensor | None, layer: list[Tensor], scale: float, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(scale · g B, gradients of weight, bias, A and B), each None where nobody asks."""
+) -> list[Tensor | None]:
+    """Gradients of weight, bias, A (left to :func:`_a_backward`) and B, each None where nobody asks."""
     weight = g.t() @ x if wanted[0] else None
     bias = g.sum(0) if wanted[1] else None
-    if low is None:
-        return None, [weight, bias, None, None]
-    _, _, a, b = layer
-    through = (g @ b.to(g.dtype)).mul_(scale)
-    da = (through.t() @ x).to(a.dtype) if wanted[2] else None
-    db = (g.t() @ low).mul_(scale).to(b.dtype) if wanted[3] else None
-    return through, [weight, bias, da, db]
+    db = (g.t() @ low).mul_(scale).to(layer[3].dtype) if low is not None and wanted[3] else None
+    return [weight, bias, None, db]
+
+
+def _a_backward(throughs: list[Tensor], matrices: list[Tensor], x: Tensor, dx: Tensor | None) -> list[Tensor]:
+    """Gradients of all A that read ``x``, in one product, and in place what reaches ``x`` through them added to ``dx``.
+
+    Args:
+        throughs: scale · g B of each layer, [tokens, rank].
+    """
+    stacked = torch.cat(throughs, 1)
+    if dx is not None:
+        dx.addmm_(stacked, torch.cat(matrices).to(stacked.dtype))
+    slopes = torch.split(stacked.t() @ x, [len(matrix) for matrix in matrices])
+    return [slope.to(matrix.dtype) for slope, matrix in zip(slopes, matrices, strict=True)]
 
 
 class _GatedDown(torch.autograd.Function):
@@ -139,11 +151,12 @@ class _GatedDown(torch.autograd.Function):
         gated, linear_part, low, *layer = ctx.saved_tensors
         activated = silu(gated)
         wanted = ctx.needs_input_grad[3:]
-        inner = activated * linear_part if wanted[0] or wanted[2] else activated
-        through, grads = _layer_backward(g, inner, low, layer, ctx.scale, wanted)
+        inner = activated * linear_part if wanted[0] or low is not None else activated
+        grads = _layer_backward(g, inner, low, layer, ctx.scale, wanted)
         d_inner = g @ layer[0]
-        if through is not None:
-            d_inner.addmm_(through, layer[2].to(g.dtype))
+        if low is not None:
+            through = (g @ layer[3].to(g.dtype)).mul_(ctx.scale)
+            (grads[2],) = _a_backward([through], [layer[2]], inner, d_inner)
         d_linear = activated.mul_(d_inner)
         d_gated = torch.ops.aten.silu_backward(d_inner.mul_(linear_part), gated)
         return d_gated, d_linear, None, *grads

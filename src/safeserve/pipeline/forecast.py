@@ -19,7 +19,7 @@ from typing import Any
 from safeserve.core.errors import UserError
 from safeserve.core.runs import read_json
 from safeserve.pipeline.probe import Rates
-from safeserve.training.options import TrainOptions
+from safeserve.training.options import TrainOptions, default_token_budget
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -61,12 +61,10 @@ START_SECONDS = 8.0
 RUNTIME_BYTES = 0.6e9
 """Resident memory of Python with torch and transformers before any model is loaded (on a GPU it is not counted)."""
 KEPT_HIDDEN, KEPT_INNER = 7, 4
-"""Float32 values that a layer keeps a token for the backward pass, in widths of the model and of its MLP: measured by
-summing the tensors saved by autograd, SmolLM2-135M with adapters, 1.21 MB a token."""
-HEAD_BLOCKS = 3 * (64 << 20)
-"""The head's block of logits in training, with its gradient and a copy in float32."""
-TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
-"""Tokens in a micro-batch where the recipe does not say."""
+"""Values that a layer keeps a token for the backward pass, in widths of the model and of its MLP: measured by
+summing the tensors saved by autograd, SmolLM2-135M with adapters, 1.21 MB a token in float32."""
+HEAD_BLOCK = 64 << 20
+"""The head's block of logits in training."""
 GUARD_BATCH = 4096
 """Tokens that the guard reads at once."""
 
@@ -237,20 +235,20 @@ def reference_seconds(size: ModelSize, machine: Machine, work: TrainingWork) -> 
 
 
 def training_bytes(size: ModelSize, machine: Machine, work: TrainingWork, options: TrainOptions) -> float:
-    """Most memory in training, and in saving, which loads the model once more in float32.
+    """Most memory in training, and in reading what was trained, which is merged in float32.
 
     Weights with gradient and the two moments of AdamW take 16 bytes each.
     """
-    weights = size.weights * (4 if options.full else BYTES[machine.dtype])
+    width = 4 if options.full else BYTES[machine.dtype]
     states = (12 * size.weights) if options.full else 16 * size.adapter(options)
-    budget = options.token_budget or TOKEN_BUDGET[machine.kind]
+    budget = options.token_budget or default_token_budget(machine.kind, machine.dtype)
     batch = max(min(budget, options.batch_size * work.tokens / max(1, work.items)), work.longest)
     kept = (
-        4
+        width
         * (KEPT_HIDDEN * size.hidden + KEPT_INNER * size.inner)
         * (2 if options.gradient_checkpointing else size.layers)
     )
-    return machine.runtime_bytes() + weights + max(states + batch * kept + HEAD_BLOCKS, 4 * size.weights)
+    return machine.runtime_bytes() + width * size.weights + max(states + batch * kept + HEAD_BLOCK, 4 * size.weights)
 
 
 @dataclass(frozen=True)

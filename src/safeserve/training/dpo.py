@@ -166,7 +166,8 @@ def _with_reference(options: DpoOptions, policy: Policy, pairs: Sequence[Encoded
 
     rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     logps = reference_logps(policy, rows, work / "reference")
-    check_step_zero(policy, rows[:2], logps[:2])
+    cheapest = 2 * min(range(len(pairs)), key=lambda n: pairs[n].chosen.length + pairs[n].rejected.length)
+    check_step_zero(policy, rows[cheapest : cheapest + 2], logps[cheapest : cheapest + 2])
     return DpoObjective(
         options,
         {pair: (chosen, rejected) for pair, (chosen, rejected) in zip(pairs, logps.view(-1, 2).tolist(), strict=True)},

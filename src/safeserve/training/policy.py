@@ -19,7 +19,7 @@ from safeserve.models.decoder import Decoder, Unsupported
 from safeserve.models.loading import LoadedModel, load, save_info
 from safeserve.training.batches import Row, flat_batches, padded_batches
 from safeserve.training.logprobs import ResponseLogps, causal_model, head_is_plain, plain_logps, shared_logps
-from safeserve.training.options import TrainOptions
+from safeserve.training.options import TrainOptions, default_token_budget
 
 Item = TypeVar("Item")
 PROBE_TOKENS = 32
@@ -68,7 +68,7 @@ class Policy:
     @property
     def token_budget(self) -> int:
         """Tokens in a micro-batch: the option's, or what suits the device."""
-        return self.options.token_budget or (1024 if self.device == "cpu" else 16384)
+        return self.options.token_budget or default_token_budget(self.device, self.loaded.dtype)
 
     def micro_batches(self, items: Sequence[Item], rows: Callable[[Item], Sequence[Row]]) -> list[list[Item]]:
         """Cut a step's items into micro-batches within the token budget; an item's rows stay together."""
