@@ -22,7 +22,7 @@ from safeserve.training.logprobs import ResponseLogps, causal_model, head_is_pla
 from safeserve.training.options import TrainOptions, default_token_budget
 
 Item = TypeVar("Item")
-PROBE_TOKENS = 32
+PROBE_TOKENS = 16
 """Tokens of prompt and of response in which two forms of the model are compared: enough to tell them apart."""
 
 
