@@ -71,7 +71,10 @@ GPU_WORKS = tuple(
     for size in ("1.5B", "3B", "8B")
 )
 GROWTH = Work("growth-float32", "growth", "python -m benchmarks.growth")
-PROFILE = Work("profile-float32", "by kind of work", "python -m benchmarks.profile")
+PROFILES = tuple(
+    Work(f"profile-{dtype}", f"DPO, {dtype}", f"python -m benchmarks.profile --dtype {dtype}")
+    for dtype in ("float32", "bfloat16")
+)
 
 
 def results(folder: Path) -> list[Result]:
@@ -285,11 +288,13 @@ def _above(row: Mapping[str, float]) -> list[str]:
 def profile_table(found: Sequence[Result], machines: Machines) -> str:
     """Where the time of DPO goes, by kind of work."""
     rows = [
-        [kind, machines.letter(one), f"{seconds:.1f}", percent(seconds / one["seconds"]["profiled"])]
-        for one in of_work(found, PROFILE)
+        [named(work, one), kind, machines.letter(one), f"{seconds:.1f}", percent(seconds / one["seconds"]["profiled"])]
+        for work in PROFILES
+        for one in of_work(found, work)
         for kind, seconds in one["by_kind"].items()
     ]
-    return table(("DPO, float32", "machine", "seconds", "share"), rows or [missing(PROFILE, 4)], left=2)
+    header = ("work", "kind of work", "machine", "seconds", "share")
+    return table(header, rows or [missing(PROFILES[0], len(header))], left=3)
 
 
 def gpu_table(found: Sequence[Result], machines: Machines) -> str:
@@ -331,11 +336,7 @@ def sections(found: Sequence[Result], page: Path) -> dict[str, str]:
 
 
 def stages_section(run: Path) -> str:
-    """The stages of a finished run, with its machine.
-
-    Raises:
-        UserError: not a finished run.
-    """
+    """The stages of a finished run, with its machine; a UserError where it is none."""
     machines = Machines()
     machines.letter(read_json(run / "manifest.json"))
     return f"{stage_markdown(stage_times(run))}\n\nMachine: {machines.lines()[0].partition(': ')[2]}"
@@ -390,9 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if before != after:
         first = next(_changed(before, after), "the end")
-        print(
-            f"{options.page} is not what the results give; run `python -m benchmarks.table`:\n{first}", file=sys.stderr
-        )
+        print(f"{options.page} differs from the results; run `python -m benchmarks.table`:\n{first}", file=sys.stderr)
     return int(before != after)
 
 

@@ -69,7 +69,7 @@ def test_what_is_not_measured_says_how() -> None:
 
 
 def test_every_command_is_a_script_with_these_options() -> None:
-    for work in (*table.WORKS, *table.GPU_WORKS, table.GROWTH, table.PROFILE):
+    for work in (*table.WORKS, *table.GPU_WORKS, table.GROWTH, *table.PROFILES):
         module, *options = work.command.removeprefix("python -m benchmarks.").split()
         script = (table.REPOSITORY / "benchmarks" / f"{module}.py").read_text(encoding="utf-8")
         known = script + (table.REPOSITORY / "benchmarks" / "common.py").read_text(encoding="utf-8")
@@ -176,7 +176,10 @@ def test_growth_has_its_plot_when_it_is_there(tmp_path: Path) -> None:
 def test_the_profile_is_shown_by_kind_of_work() -> None:
     seen = {"by_kind": {"attention": 1.0, "copies": 3.0}, "seconds": {"plain": 3.5, "profiled": 4.0}}
     text = made({"benchmark": "profile-float32", "machine": MACHINE, "arguments": {}, **seen})["profile"]
-    assert text.splitlines()[2:] == ["| attention | A | 1.0 | 25 % |", "| copies | A | 3.0 | 75 % |"]
+    assert text.splitlines()[2:] == [
+        "| DPO, float32 | attention | A | 1.0 | 25 % |",
+        "| DPO, float32 | copies | A | 3.0 | 75 % |",
+    ]
     assert "python -m benchmarks.profile" in made()["profile"]
 
 
