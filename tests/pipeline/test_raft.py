@@ -157,6 +157,22 @@ def test_the_plan_counts_prompts_samples_and_steps(raft: Tree, tmp_path: Path) -
     assert "judge raft_toys_here:Toy" in todo["not_counted"]
 
 
+def test_the_plan_counts_what_a_trained_reward_reads(raft: Tree, data: dict[str, Path], tmp_path: Path) -> None:
+    def stage_of(reward: str) -> dict[str, Any]:
+        made = raft(reward=reward, held_out_judge="refusal")
+        made["train"] = {"own": {"method": "reward", "pairs": str(data["pairs"])}, **made["train"]}
+        todo = plan(parse_recipe(made, "r"), tmp_path / "run")
+        (stage,) = [stage for stage in todo["stages"] if stage["stage"] == "train-raft"]
+        return {**stage, "not_counted": todo["not_counted"]}
+
+    toy, own = stage_of("raft_toys_here:Toy"), stage_of("own")
+    assert "judged" not in toy["tokens"]
+    assert toy["not_counted"] == ["judge raft_toys_here:Toy"]
+    assert own["not_counted"] == []
+    assert own["tokens"]["judged"] > own["tokens"]["sampled"] > 0  # the answers, and their prompts
+    assert own["seconds"] > toy["seconds"] + own["parts"]["judge"] - 0.1
+
+
 def test_pools_hold_each_prompt_once_and_none_that_is_evaluated(
     raft: Tree, data: dict[str, Path], tmp_path: Path
 ) -> None:

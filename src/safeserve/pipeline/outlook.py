@@ -202,34 +202,48 @@ class Outlook:
             rows=samples + watched,
         )
         counts = count_samples(self.chat, rows, stage.max_length, answer, 1 if stage.update == "sit" else 2)
-        judged = self._judged_samples(stage, prompts, answer, samples + watched)
+        by_guard, by_trained = self._judged_samples(stage, prompts, answer, samples + watched)
         loads = 1 + 2 * stage.iterations if stage.kl_samples else 1
         parts = {"load": loads * machine.load_seconds(size)}
         parts["sample"] = forecast.generation_seconds(size, machine, sampling)
-        if judged and self.guard_size is not None:
+        if by_guard and self.guard_size is not None:
             depth = described(Guard().file).depth
-            parts["judge"] = forecast.guard_seconds(self.guard_size, self.guard_machine, judged, depth)
+            parts["judge"] = forecast.guard_seconds(self.guard_size, self.guard_machine, by_guard, depth)
+        if by_trained:
+            reading = forecast.guard_seconds(size, machine, by_trained, size.layers)
+            parts["judge"] = parts.get("judge", 0.0) + reading + machine.load_seconds(size)
         parts["train"] = forecast.training_seconds(size, machine, counts.work, stage)
         parts["train"] += stage.iterations * machine.load_seconds(size)  # saving
         if stage.update == "dpo":
             parts["train"] += forecast.reference_seconds(size, machine, counts.work)
         peak = forecast.training_bytes(size, machine, counts.work, stage)
         peak = max(peak, forecast.generation_bytes(size, machine, sampling))
-        tokens = {"sampled": sampling.written, "judged": judged, "trained on": stage.epochs * counts.work.tokens}
+        tokens = {
+            "sampled": sampling.written,
+            "judged": by_guard + by_trained,
+            "trained on": stage.epochs * counts.work.tokens,
+        }
         told = _told(tokens, parts, peak)
         return {**told, **({"too_long": counts.too_long} if counts.too_long else {})}
 
-    def _judged_samples(self, stage: RaftStage, prompts: PromptCounts, answer: float, samples: int) -> float:
-        """Tokens that the built-in guard reads for a RAFT stage; other judges that cost time are noted."""
-        total = 0.0
+    def _judged_samples(
+        self, stage: RaftStage, prompts: PromptCounts, answer: float, samples: int
+    ) -> tuple[float, float]:
+        """Tokens that the built-in guard reads for a RAFT stage, and those that reward and cost models trained in the
+        same recipe read, each prompt once for all its answers; other judges that cost time are noted."""
+        guard = trained = 0.0
+        read = prompts.texts + FRAME * prompts.rows + samples * answer
         for spec in stage.judges:
-            judge = None if spec in self.recipe.train else make_judge(spec)
+            if spec in self.recipe.train:
+                trained += read
+                continue
+            judge = make_judge(spec)
             reader = getattr(judge, "_guard", judge)
             if isinstance(reader, Guard) and self.guard_size is not None:
-                total += prompts.texts + FRAME * prompts.rows + samples * answer
-            elif reader is None or family(reader.name) not in RULES:
+                guard += read
+            elif family(reader.name) not in RULES:
                 self.not_counted.add(f"judge {spec}")
-        return total
+        return guard, trained
 
     def free_bytes(self) -> int | None:
         """Memory that can still be taken where the model will be."""
