@@ -106,6 +106,14 @@ def test_a_category_or_a_mapped_column_names_subsets(write: Callable[..., Path])
     assert list(reward_accuracy(write(plain), LONGER)["subsets"]) == ["(none)"]
 
 
+@pytest.mark.shared
+def test_a_public_file_by_its_subsets(shared_data: Path) -> None:
+    """docs/methods/reward.md: pairs against over-refusal by subcategory."""
+    found = reward_accuracy(shared_data / "preferences/coconot_pref.jsonl", LONGER, {"category": "subcategory"})
+    assert found["n"] == 927
+    assert len(found["subsets"]) == 8
+
+
 def test_published_forms_of_pairs_are_read(write: Callable[..., Path]) -> None:
     assert reward_accuracy(write(PKU[:1]), LONGER)["all"]["accuracy"] == 0
     assert reward_accuracy(write(PKU[:1]), LONGER, prefer="safer")["all"]["accuracy"] == 1
