@@ -120,13 +120,13 @@ def test_cells_are_measured_or_say_what_they_need(run: Path) -> None:
     assert safety[2].endswith("(n = 178)")
     assert safety[7].startswith("20.0 %")
     (helpful,) = rows(table(text, "SIT: helpfulness by dose"), "500")
-    assert helpful[1:3] == ["0.97", "not run: needs the helpfulness reward model on GPT-2-large, as a judge"]
+    assert helpful[1:3] == ["0.97", "not run: needs the reward model on GPT-2-large as a judge"]
     assert helpful[5] == "0.224"
     assert helpful[6].startswith("0.250 \\[0.24")
     assert helpful[9:11] == ["69.41 %", "not run: needs boolq"]
     assert rows(text, "2000")[0][2] == "not run: needs safety-tuned-llamas, which is not there"
     assert rows(text, "300")[0][2] == "not run: not in this scale"
-    assert "not run: needs that reward model as a judge (DeBERTa)" in text
+    assert "not run: needs DeBERTa as a judge" in text
     assert "needs safety-tuned-llamas" in table(text, "Not run")
 
 
@@ -179,7 +179,7 @@ def test_claims_rest_on_intervals(run: Path) -> None:
     outcomes = {claim: one["outcome"] for claim, one in found.items()}
     refused = "(not in the paper) at most 5 points more of harmless prompts are refused after"
     assert outcomes == {
-        "without safety data about 40 % is safe (30.0 to 50.0 %)": "holds",  # 127 of 318
+        "without safety data about 40 % is safe (30 to 50 %)": "holds",  # 127 of 318
         "SIT raises the share of safe answers": "holds",
         "over 90 % of the answers to harmful prompts are safe after SIT": "does not hold",  # 80 %
         "DPO raises the share of safe answers": "holds",

@@ -20,8 +20,8 @@ ABOUT_FORTY = (0.30, 0.50)
 WHO = (
     "Each method stands for a model that was named before anything was measured: SIT for its largest dose, DPO for all "
     "of its pairs, RAFT for each of its rewards. A claim holds, or does not, where the whole 95 % interval says so, "
-    "with several seeds only if the difference is larger than the seeds of either model lie apart. The intervals "
-    "are not corrected for the number of claims."
+    "after it was widened by as much as the seeds of either model lie apart, if there are several. The intervals are "
+    "not corrected for the number of claims."
 )
 Rule = Callable[[float, float], str | None]
 
@@ -31,7 +31,7 @@ def paper_claims(study: Study) -> Iterator[dict[str, str]]:
     start, after = study.start, _stand_for(study)
     sit, dpo = after["SIT"], after["DPO"]
     rafts = {method: name for method, name in after.items() if method not in ("SIT", "DPO")}
-    forty = f"without safety data about 40 % is safe ({interval_text(ABOUT_FORTY)} %)"
+    forty = "without safety data about 40 % is safe (30 to 50 %)"
     yield _rate_claim(study, forty, start, lambda low, high: _within(low, high, *ABOUT_FORTY))
     for method, name in (("SIT", sit), ("DPO", dpo)):
         yield _over(study, f"{method} raises the share of safe answers", start, name, SETS, "safe_rate", _above(0))

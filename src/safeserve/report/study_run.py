@@ -16,7 +16,7 @@ from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, read_eval
 from safeserve.evaluation.metrics import Metric, find_metric
 from safeserve.judging.evidence import why_unscored
 from safeserve.report.content import doses, preflights, recipe_of
-from safeserve.report.rows import interval_text, main_judge, number, percent
+from safeserve.report.rows import interval_text, main_judge, percent
 from safeserve.report.seeds import repetitions
 
 SEED = 0
@@ -85,7 +85,7 @@ class Difference:
     def words(self) -> str:
         """``dose-0 → dpo: 41.2 % → 87.4 %, +46.2 points [+40.1, +51.9], n = 318``."""
         if self.is_mean:
-            sides, unit, scale = f"{number(self.before)} → {number(self.after)}", "", 1.0
+            sides, unit, scale = f"{self.before:.3f} → {self.after:.3f}", "", 1.0
         else:
             sides, unit, scale = f"{percent(self.before)} → {percent(self.after)}", " points", 100.0
         step = "+.3f" if self.is_mean else "+.1f"

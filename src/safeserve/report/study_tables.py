@@ -42,9 +42,9 @@ _NAMES = {
     "nli": "claim recall",
 }
 _NEEDS = {
-    "gpt2": ("mean_reward", "the helpfulness reward model on GPT-2-large, as a judge"),
-    "mean_bertscore": ("mean_bertscore", "judge bertscore and its model"),
-    "nli": ("mean_claim_recall", "judge claim_recall: an LLM that extracts claims"),
+    "gpt2": ("mean_reward", "the reward model on GPT-2-large as a judge"),
+    "mean_bertscore": ("mean_bertscore", "judge bertscore"),
+    "nli": ("mean_claim_recall", "judge claim_recall"),
 }
 """Columns that need a judge which recipes do not name: the metric, and the judge."""
 
@@ -222,7 +222,7 @@ def _rewards(study: Study) -> Iterator[StudyTable]:
         for dose, told in by_dose.items():
             cells: list[str] = []
             for one in SETS:
-                needs = f"that reward model as a judge ({judge.partition(',')[0]})"
+                needs = f"{judge.partition(',')[0]} as a judge"
                 cells += [
                     f"{told[one]:.2f}".replace("-", "−"),
                     measured(study, _at(study, dose), one, "mean_reward", needs),
