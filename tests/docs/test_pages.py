@@ -14,6 +14,7 @@ import pytest
 import typer
 import yaml
 
+from safeserve import __version__
 from safeserve.cli.main import register
 from safeserve.core.extensions import load_object
 from safeserve.core.options import Options
@@ -168,7 +169,32 @@ def test_the_workflow_is_one_and_its_gate_is_the_last_word() -> None:
     assert runs[-1].startswith("safeserve gate ")
     assert all("uses" in step or "run" in step for step in job["steps"])
     assert "continue-on-error" not in text
-    assert [step["name"] for step in job["steps"] if step.get("if") == "always()"] == ["Keep the evidence"]
+    kept = [step["name"] for step in job["steps"] if step.get("if") == "always()"]
+    assert kept == ["Keep the runs", "Keep the evidence"]
+
+
+def test_the_workflow_keeps_runs_when_the_gate_fails_and_fetches_none_that_are_stale(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (text,) = blocks(DOCS / "ci.md", "yml")
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    steps = {step["name"]: step for step in job["steps"] if "name" in step}
+    fetch, keep = steps["Fetch runs, so that a model is evaluated once"], steps["Keep the runs"]
+    assert (fetch["uses"], keep["uses"]) == ("actions/cache/restore@v4", "actions/cache/save@v4")
+    assert "actions/cache@" not in text, "it saves only after a job that went well"
+    assert fetch["with"]["path"] == keep["with"]["path"] == "runs"
+    assert keep["with"]["key"] == "${{ steps.runs.outputs.cache-primary-key }}"
+    key, prefix = fetch["with"]["key"], fetch["with"]["restore-keys"]
+    assert key.startswith(prefix)
+    for part in ("steps.installed.outputs.version", "vars.SERVED", "vars.CANDIDATE", "hashFiles('model/**')"):
+        assert f"${{{{ {part} }}}}" in prefix, part
+    assert "github.run_id" in key
+    assert "github.run_attempt" in key
+    program = shlex.split(steps["Which version was installed"]["run"])[2]
+    exec(compile(program, "ci.md", "exec"), {})
+    assert capsys.readouterr().out == f"version={__version__}\n"
+    order = [step.get("name") for step in job["steps"]]
+    assert order.index("Install") < order.index("Which version was installed") < order.index(fetch["name"])
 
 
 def test_agreement_script_of_the_judges_page(tmp_path: Path) -> None:
