@@ -219,7 +219,7 @@ def test_overrides_on_shipped_recipes_are_accepted(
 ) -> None:
     for module, name in re.findall(r"(\w+):(\w+)", " ".join(overrides)):  # code that the page shows
         for code in blocks(DOCS / page, "python"):
-            if re.search(rf"^(def|class) {name}\b", code, re.MULTILINE):
+            if re.search(rf"^(?:def |class )?{name}\b", code, re.MULTILINE):
                 (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert isinstance(load_recipe(recipe, overrides), Recipe), page
