@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -61,6 +62,8 @@ PAGES = [
         "speed",
     ]
 ]
+README = DOCS.parent / "README.md"
+PAGES.append(README)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -86,7 +89,7 @@ def commands() -> list[tuple[str, str]]:
                     command = line[at:].partition(" #")[0].strip()
                     while command.endswith("\\") or command.count("'") % 2:  # it goes on
                         command = f"{command.removesuffix(chr(92))} {next(lines).strip()}"
-                    found.append((page.relative_to(DOCS).as_posix(), command))
+                    found.append((Path(os.path.relpath(page, DOCS)).as_posix(), command))
     return found
 
 
@@ -110,6 +113,32 @@ def test_every_page_is_there() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+def test_the_readme_begins_with_what_why_and_how() -> None:
+    first = "\n".join(README.read_text(encoding="utf-8").splitlines()[:40])
+    places = [first.find(mark) for mark in ("# safeserve", "**SIT**", "make demo", "make test", "| base |", "![")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_the_readmes_table_is_that_of_the_results_page() -> None:
+    """Each row's rates, intervals, counts and p stand in one row of the results page."""
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if re.search(r"\(n = \d+\)", line)]
+    assert len(rows) == 3
+    told = [line.replace("**", "") for line in (DOCS / "results.md").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        numbers = [cell.strip() for cell in row.replace("**", "").strip("|").split("|")][1:]
+        assert any(all(f" {number} " in line for number in numbers) for line in told), row
+
+
+def test_the_set_up_of_the_quickstart_is_that_of_the_makefile() -> None:
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
+    long_form = blocks(DOCS / "quickstart.md", "bash")[1]
+    for command in (".venv/bin/python tools/install_torch.py", "install -q -c constraints.txt -e ."):
+        assert command in makefile
+        assert command.replace(" -q", "") in long_form
+    assert (DOCS.parent / "tools" / "install_torch.py").is_file()
 
 
 KINDS_OF_KEYS: Any = (
