@@ -38,9 +38,9 @@ class Benchmark:
     @property
     def declaration(self) -> list[object]:
         """All that answers and scores depend on beside the prompts; part of a run's inputs."""
-        told = [self.name, self.source, self.judges, self.label, self.max_new_tokens, self.by_likelihood]
-        # Ours never change it; the user's own may, and then other judges score the answers.
-        return told if find_benchmark(self.name) else [*told, self.general]
+        # Ours never change general; the user's own may, and then other judges score the answers.
+        own = [] if find_benchmark(self.name) else [self.general]
+        return [self.name, self.source, self.judges, self.label, self.max_new_tokens, self.by_likelihood, *own]
 
 
 def _one_token(name: str, source: str) -> Benchmark:
