@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from safeserve import __version__
 from safeserve.cli.main import register
 from safeserve.core.extensions import load_object
 from safeserve.core.options import Options
@@ -60,6 +62,8 @@ PAGES = [
         "speed",
     ]
 ]
+README = DOCS.parent / "README.md"
+PAGES.append(README)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -85,7 +89,7 @@ def commands() -> list[tuple[str, str]]:
                     command = line[at:].partition(" #")[0].strip()
                     while command.endswith("\\") or command.count("'") % 2:  # it goes on
                         command = f"{command.removesuffix(chr(92))} {next(lines).strip()}"
-                    found.append((page.relative_to(DOCS).as_posix(), command))
+                    found.append((Path(os.path.relpath(page, DOCS)).as_posix(), command))
     return found
 
 
@@ -109,6 +113,32 @@ def test_every_page_is_there() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+def test_the_readme_begins_with_what_why_and_how() -> None:
+    first = "\n".join(README.read_text(encoding="utf-8").splitlines()[:40])
+    places = [first.find(mark) for mark in ("# safeserve", "**SIT**", "make demo", "make test", "| base |", "![")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_the_readmes_table_is_that_of_the_results_page() -> None:
+    """Each row's rates, intervals, counts and p stand in one row of the results page."""
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if re.search(r"\(n = \d+\)", line)]
+    assert len(rows) == 3
+    told = [line.replace("**", "") for line in (DOCS / "results.md").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        numbers = [cell.strip() for cell in row.replace("**", "").strip("|").split("|")][1:]
+        assert any(all(f" {number} " in line for number in numbers) for line in told), row
+
+
+def test_the_set_up_of_the_quickstart_is_that_of_the_makefile() -> None:
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
+    long_form = blocks(DOCS / "quickstart.md", "bash")[1]
+    for command in (".venv/bin/python tools/install_torch.py", "install -q -c constraints.txt -e ."):
+        assert command in makefile
+        assert command.replace(" -q", "") in long_form
+    assert (DOCS.parent / "tools" / "install_torch.py").is_file()
 
 
 KINDS_OF_KEYS: Any = (
@@ -168,7 +198,32 @@ def test_the_workflow_is_one_and_its_gate_is_the_last_word() -> None:
     assert runs[-1].startswith("safeserve gate ")
     assert all("uses" in step or "run" in step for step in job["steps"])
     assert "continue-on-error" not in text
-    assert [step["name"] for step in job["steps"] if step.get("if") == "always()"] == ["Keep the evidence"]
+    kept = [step["name"] for step in job["steps"] if step.get("if") == "always()"]
+    assert kept == ["Keep the runs", "Keep the evidence"]
+
+
+def test_the_workflow_keeps_runs_when_the_gate_fails_and_fetches_none_that_are_stale(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (text,) = blocks(DOCS / "ci.md", "yml")
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    steps = {step["name"]: step for step in job["steps"] if "name" in step}
+    fetch, keep = steps["Fetch runs, so that a model is evaluated once"], steps["Keep the runs"]
+    assert (fetch["uses"], keep["uses"]) == ("actions/cache/restore@v4", "actions/cache/save@v4")
+    assert "actions/cache@" not in text, "it saves only after a job that went well"
+    assert fetch["with"]["path"] == keep["with"]["path"] == "runs"
+    assert keep["with"]["key"] == "${{ steps.runs.outputs.cache-primary-key }}"
+    key, prefix = fetch["with"]["key"], fetch["with"]["restore-keys"]
+    assert key.startswith(prefix)
+    for part in ("steps.installed.outputs.version", "vars.SERVED", "vars.CANDIDATE", "hashFiles('model/**')"):
+        assert f"${{{{ {part} }}}}" in prefix, part
+    assert "github.run_id" in key
+    assert "github.run_attempt" in key
+    program = shlex.split(steps["Which version was installed"]["run"])[2]
+    exec(compile(program, "ci.md", "exec"), {})
+    assert capsys.readouterr().out == f"version={__version__}\n"
+    order = [step.get("name") for step in job["steps"]]
+    assert order.index("Install") < order.index("Which version was installed") < order.index(fetch["name"])
 
 
 def test_agreement_script_of_the_judges_page(tmp_path: Path) -> None:
@@ -193,7 +248,7 @@ def test_overrides_on_shipped_recipes_are_accepted(
 ) -> None:
     for module, name in re.findall(r"(\w+):(\w+)", " ".join(overrides)):  # code that the page shows
         for code in blocks(DOCS / page, "python"):
-            if re.search(rf"^(def|class) {name}\b", code, re.MULTILINE):
+            if re.search(rf"^(?:def |class )?{name}\b", code, re.MULTILINE):
                 (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert isinstance(load_recipe(recipe, overrides), Recipe), page

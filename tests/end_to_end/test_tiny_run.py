@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,14 @@ def test_from_a_recipe_to_a_verdict(
     (run / "report.html").unlink()
     assert cli_here("report", "own").code == 0
     assert (run / "report.html").exists()
+    # the card's command makes the run again, in a folder of its own
+    card = (run / "models" / "sit" / "README.md").read_text()
+    (command,) = re.findall(r"`safeserve (run [^`]*)`", card)
+    assert "| lora rank | 2 |" in card
+    again = cli_here(*shlex.split(command), "--dry-run")
+    assert again.code == 0, again.stderr
+    assert "done before" not in again.stdout
+    assert command == "run runs/own/recipe.yaml --out runs/own-again"
     merged = cli_here("models", "merge", run / "models" / "sit", tmp_path / "merged", "--dtype", "float32")
     assert merged.code == 0, merged.stderr
     again = cli_here("eval", tmp_path / "merged", "--limit", "2", "--quiet", "--json", "--name", "merged", *RULES)

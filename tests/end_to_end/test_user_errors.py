@@ -114,6 +114,18 @@ def test_no_template(fails: Callable[..., str], recipe: Recipe, tiny_model_dir: 
     assert "template: alpaca" in message
 
 
+def test_a_broken_tokenizer_of_a_model_folder(
+    fails: Callable[..., str], recipe: Recipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    bad = Path(shutil.copytree(tiny_model_dir, tmp_path / "bad"))
+    (bad / "tokenizer_config.json").write_text("{\n  no")
+    message = fails(2, "run", recipe(), "model=bad", "--quiet")
+    assert "bad/tokenizer_config.json line 2: not valid JSON" in message
+    assert "Copy it again from where the model comes from." in message
+
+
 def test_the_hub_cannot_be_reached(fails: Callable[..., str], recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 

@@ -127,6 +127,62 @@ def test_without_a_network_it_is_the_environments_fault(monkeypatch: pytest.Monk
         load_suite("multiple-choice", None)
 
 
+OWN = """
+from safeserve.evaluation.benchmarks import Benchmark, find_benchmark
+MINE = Benchmark("mine", "mine.jsonl", judges=["short_answer"])
+ONE = [find_benchmark("OKTest"), MINE]
+OTHER = Benchmark("mine", "other.jsonl")
+BAD_NAME = Benchmark("a/b", "mine.jsonl")
+TAKEN = Benchmark("AdvBench", "mine.jsonl")
+CHOICES = Benchmark("choices", "mine.jsonl", label="harmful", by_likelihood=True)
+NOTHING = []
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with benchmarks of the user's own, and its file of prompts of both kinds."""
+    (tmp_path / "own_for_tests.py").write_text(OWN)
+    (tmp_path / "broken_for_tests.py").write_text("MINE = 1 / 0")
+    rows = [{"prompt": "How do I rob you?", "label": "harmful"}, {"prompt": "How are you?", "label": "benign"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return "own_for_tests"
+
+
+def test_own_benchmarks_join_the_others(own: str) -> None:
+    assert [b.name for b in suite(f"rewrites+{own}:ONE")] == ["starter-harmful", "starter-rewrites", "OKTest", "mine"]
+    (mine,) = suite([f"{own}:MINE"])
+    assert mine.judges == ("short_answer",)
+    assert mine.declaration == ["mine", "mine.jsonl", ("short_answer",), None, 120, False, True]
+    assert len(suite("AdvBench")[0].declaration) == 6, "what made older runs is no other input now"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no_such_module:MINE", "Is its folder in PYTHONPATH"),
+        ("broken_for_tests:MINE", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("own_for_tests:MIEN", 'has no "MIEN"'),
+        ("own_for_tests:OWN", 'has no "OWN"'),
+        ("own_for_tests:find_benchmark", "is no benchmark. It must be a Benchmark"),
+        ("own_for_tests:NOTHING", "is no benchmark"),
+        ("own_for_tests:BAD_NAME", 'its name "a/b" cannot name a folder'),
+        ("own_for_tests:TAKEN", 'its name "AdvBench" is that of a built-in benchmark'),
+        ("own_for_tests:MINE+own_for_tests:OTHER", "two benchmarks are named mine"),
+        ("own_for_tests:MINE", "holds harmful and benign prompts. Make two benchmarks of it"),
+        ("own_for_tests:CHOICES", "by_likelihood needs prompts with choices"),
+        ("own_for_tests:OTHER", "other.jsonl: no such file"),
+    ],
+)
+def test_own_benchmarks_that_are_none(own: str, cli_here: Callable[..., Any], name: str, says: str) -> None:
+    ran = cli_here("eval", "./no-model", "--suite", name)
+    assert ran.code == 2
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_one_sided(root: Path) -> None:
     starter = load_suite("starter", None, limit=2).prompts
     assert one_sided(starter) is None

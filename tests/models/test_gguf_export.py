@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +104,32 @@ def test_known_ways_to_cut_words() -> None:
     plain = {"type": "ByteLevel", "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": r"\w+"}}
     assert _word_cut({"type": "Sequence", "pretokenizers": [split, plain]}) is None
+
+
+def test_the_commands_that_serve_name_what_was_written(
+    tiny: LoadedModel, cli_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    """With a space in the path, so that a command that is pasted unquoted would fail."""
+
+    def serving(*arguments: str | Path) -> list[str]:
+        ran = cli_here(*arguments)
+        assert ran.code == 0, ran.stderr
+        return [line.strip() for line in ran.stderr.partition("Next:\n")[2].splitlines()]
+
+    folder, file = Path("my models/merged"), Path("my models/merged.gguf")
+    (tmp_path / "my models").mkdir()
+    vllm, transformers, export, measure = serving("models", "merge", tmp_path / "tiny", folder, "--dtype", "float32")
+    assert shlex.split(vllm) == ["vllm", "serve", str(folder)]
+    assert shlex.split(transformers) == ["transformers", "serve", str(folder)]
+    assert shlex.split(measure)[:3] == ["safeserve", "eval", str(folder)]
+    assert (tmp_path / folder / "model.safetensors").is_file()
+
+    program, *arguments = shlex.split(export)
+    assert program == "safeserve"
+    llama, ollama = serving(*arguments)  # the printed command, as it is
+    assert (tmp_path / file).read_bytes()[:4] == b"GGUF"
+    assert shlex.split(llama) == ["llama-server", "-m", str(file), "--jinja"]
+    make, create = ollama.split(" && ")
+    subprocess.run(["sh", "-c", make], cwd=tmp_path, check=True)
+    assert (tmp_path / "Modelfile").read_text() == f"FROM {tmp_path / file}\n"
+    assert shlex.split(create) == ["ollama", "create", "merged", "-f", "Modelfile"]

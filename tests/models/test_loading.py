@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from safeserve.core.errors import EnvironmentFault, UserError
+from safeserve.models.blame import blamed
 from safeserve.models.loading import identity_of, load, local_folder, resolve_dtype, save_info, save_merged
+from safeserve.pipeline.counts import chat_format
 
 IDS = [[1, 20, 30, 40, 50, 2]]
 
@@ -120,6 +122,47 @@ def test_a_broken_config(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match=r"config\.json line 1: not valid JSON"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("config.json", "{", "config.json line 1: not valid JSON"),
+        ("config.json", {"hidden_size": "x"}, "config.json cannot be used .*'hidden_size'"),
+        ("config.json", {"hidden_size": 48}, "the weights have other shapes than config.json says"),
+        ("config.json", {"num_attention_heads": 0}, "config.json cannot be used .ZeroDivisionError"),
+        ("config.json", {"hidden_act": "nosuch"}, "config.json or the weights cannot be used .KeyError: 'nosuch'"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json line 1: not valid JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object, found list"),
+        (
+            "tokenizer_config.json",
+            {"eos_token": 7},
+            "tokenizer_config.json, tokenizer.json or config.json cannot be used .*eos_token",
+        ),
+        ("tokenizer.json", "{", "tokenizer.json line 1: not valid JSON"),
+        ("tokenizer.json", "{}", "tokenizer.json or config.json cannot be used .KeyError: 'added_tokens'"),
+        ("generation_config.json", "[]", "generation_config.json: expected a JSON object"),
+        ("chat_template.jinja", "{% for", "the chat template cannot be used .TemplateSyntaxError"),
+    ],
+)
+def test_a_broken_file_of_a_folder_is_named_with_a_remedy(copy: Path, file: str, change: Any, says: str) -> None:
+    path = copy / file
+    path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=says) as told:
+        load(copy, device="cpu")
+    message = str(told.value)
+    assert message.startswith(str(copy))
+    assert message.endswith(". Copy it again from where the model comes from.")
+    assert "\n" not in message
+    if "token" in file:  # the plan of a run reads the tokenizer alone
+        with pytest.raises(UserError, match="Copy it again"):
+            chat_format(copy, None)
+
+
+def test_too_little_memory_is_no_broken_file(copy: Path) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(type(error)), blamed(copy, "model"):
+            raise error
 
 
 def test_a_missing_tokenizer(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from huggingface_hub import ModelCard
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import read_json, write_json, write_text
+from safeserve.report.card_training import effective, opening
 from safeserve.report.model_card import model_card, write_cards
+from safeserve.training.options import DpoOptions, SitOptions
 
 STAGES = {
     "sit": {"method": "sit", "helpful": "starter/helpful", "epochs": 2},
@@ -55,12 +58,59 @@ def test_text_has_verdict_chain_data_and_limits(run: Path) -> None:
     text = model_card(run, "dpo")
     assert "dpo passes the policy starter" in text or "dpo fails the policy starter" in text
     assert "| sit | sit | base |" in text
-    assert "| dpo | dpo | sit | pairs starter/pairs, beta 0.2 |" in text
+    assert "| dpo | dpo | sit | pairs starter/pairs |" in text
     assert "| starter/sit | 7 |" in text, "the data of every stage that the model went through"
     assert "2 too \\| long" in text
     assert "read the safe rate and the over-refusal rate together" in text
-    assert "`safeserve run demo/recipe.yaml`" in text
+    assert f"`safeserve run {run}/recipe.yaml --out {run}-again`" in text
     assert "<script>" not in text
+
+
+def test_options_are_told_whichever_way_they_came(run: Path) -> None:
+    rows = dict(re.findall(r"^\| ([\w ]+) \| (.*) \|$", model_card(run, "dpo"), re.MULTILINE))
+    assert rows["option"] == "sit | dpo"
+    assert rows["epochs"] == "2 | 1", "one set by the recipe, one by default"
+    assert rows["learning rate"] == f"{SitOptions().learning_rate:g} | {DpoOptions().learning_rate:g}"
+    assert rows["batch size"] == f"{SitOptions().batch_size} | {DpoOptions().batch_size}"
+    assert (rows["lora rank"], rows["lora alpha"]) == ("16 | 16", "32 | 32")
+    assert rows["beta"] == "– | 0.2", "SIT has none"
+    assert rows["sample temperature"] == "– | 0.8", "the pairs are built from samples"
+    assert rows["seed"] == "7 | 7", "the run's"
+
+
+def test_options_of_one_way_to_learn_in_rounds() -> None:
+    stage = {"method": "raft", "reward": "rouge_l", "harmful": "a", "benign": "b", "full": True, "save": "merged"}
+    told = effective("raft", stage)
+    assert (told["reward"], told["iterations"], told["learning_rate"]) == ("rouge_l", 5, 2e-4)
+    assert told["full"] is True
+    assert not {"beta", "tau", "lora_rank", "guard", "harmful"} & set(told), (
+        "update: sit, no guard, no adapter, no data"
+    )
+    assert effective("raft", {**stage, "update": "dpo", "guard": "guard", "beta": 0.3})["beta"] == 0.3
+
+
+MIXED = {"method": "sit", "helpful": "alpaca", "n_helpful": 20, "safety": "s", "dose": 5}
+ROUNDS = {"method": "raft", "reward": "rouge_l"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "says", "about_safety"),
+    [
+        (MIXED, "on 20 helpful answers (alpaca) and 5 safe answers to harmful prompts (s).", True),
+        ({**MIXED, "dose": 0}, "20 helpful answers (alpaca) and no safe answers to harmful prompts.", False),
+        ({"method": "sit", "safety": "s"}, "on all safe answers to harmful prompts (s).", True),
+        ({"method": "dpo", "pairs": "starter/pairs"}, "pairs built from the start model's own samples", True),
+        ({"method": "dpo", "pairs": "mine.jsonl", "n_pairs": 9}, "9 pairs of mine.jsonl", True),
+        ({"method": "dpo", "pairs": "raft:r"}, "the best and worst samples of r", True),
+        ({**ROUNDS, "rule": "constrained", "guard": "guard"}, "(rule constrained, scored by rouge_l and guard)", True),
+        ({**ROUNDS, "harmful_share": 0}, "its own picked samples (rule top1, scored by rouge_l)", False),
+    ],
+)
+def test_the_opening_says_what_was_done_and_no_more(stage: dict[str, object], says: str, about_safety: bool) -> None:
+    text = opening("base", ["one"], {"one": stage}).replace("\\", "")
+    assert says in text
+    assert ("None of its training was about safety" in text) == (not about_safety)
+    assert "Trained to decline" not in text
 
 
 def test_a_model_that_nobody_measured_says_so(run: Path) -> None:

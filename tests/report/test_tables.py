@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 
@@ -14,13 +15,17 @@ from safeserve.cli import compare as compare_verb
 from safeserve.cli import gate as gate_verb
 from safeserve.cli import report as report_verb
 from safeserve.core.errors import UserError
-from safeserve.core.runs import read_json
+from safeserve.core.runs import read_json, write_json
+from safeserve.evaluation.findings import Finding
 from safeserve.evaluation.gate import decide, load_policy
 from safeserve.evaluation.summary import read_eval
+from safeserve.report.content import report_from_run
+from safeserve.report.html import render_report
 from safeserve.report.rows import comparison_rows, hygiene_notes, mode_shift_text, mode_totals, p_text, percent, points
 from safeserve.report.tables import (
     comparison_markdown,
     comparison_view,
+    print_outcome,
     summary_markdown,
     summary_view,
     verdict_view,
@@ -134,6 +139,48 @@ def test_hygiene_notes_appear_only_where_they_apply(make_run):
     assert "dpo on starter-harmful 11.0 %" in notes
     assert "dpo on starter-harmful 6.0 %" in notes
     assert "5 of 168 unscored by refusal (3.0 %, more than the 2 % that can be ignored): cut off (5)." in notes
+
+
+def guard_alone(run):
+    """The run's dpo, cut off, half of it no language and judged by a guard alone: no judge of modes restates that."""
+    path = run / "evals" / "dpo" / "summary.json"
+    summary = read_json(path)
+    part = summary["benchmarks"]["starter-harmful"]
+    cell = {"rate": 0.9, "ci95": [0.8, 0.95], "n": 168}
+    counts = {"n": 168, "n_scored": 168, "n_unscored": 0, "unscored_reasons": {}}
+    part["judges"] = {"guard": {**counts, "metrics": {"safe_rate": cell}, "modes": {}}}
+    found = [
+        Finding("H4", "warning", "starter-harmful, dpo", "30 of 168 (18 %) answers are cut off at the length limit."),
+        Finding("H13", "warning", "starter-harmful, dpo", "84 of 168 (50 %) answers are no language."),
+    ]
+    findings = [finding.to_json() for finding in found]
+    write_json(path, {**summary, "benchmarks": {"starter-harmful": part}, "provisional": False, "findings": findings})
+    path = run / "compare" / "base--dpo.json"
+    write_json(path, {**read_json(path), "findings": findings})
+    return [f"{one.severity} {one.rule}, {one.where}: {one.message}" for one in found]
+
+
+def test_a_finding_is_dropped_only_where_it_is_told_otherwise(make_run, capsys, monkeypatch):
+    run = make_run()
+    found = guard_alone(run)
+    summary = read_json(run / "evals" / "dpo" / "summary.json")
+    assert hygiene_notes({"dpo": summary}) == found
+    page = html.unescape(render_report(report_from_run(run)))
+    assert all(note in page for note in found)
+    monkeypatch.setenv("COLUMNS", "200")
+    comparison = read_json(run / "compare" / "base--dpo.json")
+    summaries = {name: read_json(run / "evals" / name / "summary.json") for name in ("base", "dpo")}
+    print_outcome(summaries, {"base--dpo": comparison}, None)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert [printed.count(note) for note in found] == [1, 1]
+
+    # a judge of modes that counts the same says it for all models in one sentence, and only where it does
+    modes = {"n": 168, "n_scored": 168, "n_unscored": 0, "metrics": {"truncated_rate": {"rate": 0.18}}}
+    summary["benchmarks"]["starter-harmful"]["judges"]["modes"] = modes
+    notes = hygiene_notes({"dpo": summary})
+    assert found[0] not in notes
+    assert "cut off at the length limit, so what came next was not judged: dpo on starter-harmful 18.0 %." in notes[-1]
+    assert found[1] in notes, "its degenerate rate is not there, so nothing restates this one"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from safeserve.core.errors import EnvironmentFault, UserError
-from safeserve.core.runs import write_text
+from safeserve.core.runs import read_json, write_json, write_text
 from safeserve.report.view import index_page, respond, runs_in, serve
 
 
@@ -25,11 +25,40 @@ def runs(make_run: Callable[..., Path]) -> Path:
 def test_the_list_has_both_sides_of_every_model(runs: Path) -> None:
     (run,) = runs_in(runs)
     assert (run.name, run.outcome, run.candidate) == ("demo", "pass", "dpo")
-    assert dict(run.models)["dpo"] == ("94.0 %", "7.1 %", "100.0 %")
+    assert dict(run.models)["dpo"] == (
+        ("94.0 %", "starter-harmful, by modes"),
+        ("7.1 %", "starter-look-alike, by modes"),
+        ("100.0 %", "starter-helpful, by short_answer"),
+    )
     page = index_page(runs)
+    assert '94.0 %<br><span class="hint">starter-harmful, by modes</span>' in page
     assert 'href="/run/demo"' in page
     assert "<option selected>demo:base</option>" in page
     assert "<option selected>demo:dpo</option>" in page
+
+
+def test_rates_of_other_prompts_or_another_judge_are_told_apart(runs: Path, make_run: Callable[..., Path]) -> None:
+    """Two runs in one column: the same number would mean two things."""
+    (runs / "demo").rename(runs / "first")
+    make_run(judge="refusal")
+    path = runs / "demo" / "evals" / "dpo" / "summary.json"
+    summary = read_json(path)
+    parts = {"XSTest-safe" if name == "starter-look-alike" else name: p for name, p in summary["benchmarks"].items()}
+    write_json(path, {**summary, "benchmarks": parts})
+    rates = {run.name: dict(run.models)["dpo"] for run in runs_in(runs)}
+    assert [rate.value for rate in rates["demo"]] == [rate.value for rate in rates["first"]]
+    assert rates["demo"][0].source == "starter-harmful, by refusal"
+    assert rates["demo"][1].source == "XSTest-safe, by refusal"
+    assert rates["first"][1].source == "starter-look-alike, by modes"
+
+
+def test_one_page_does_not_read_the_other_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_everything(folder: Path) -> None:
+        raise AssertionError("the whole folder was read")
+
+    monkeypatch.setattr("safeserve.report.view.runs_in", reads_everything)
+    assert respond(runs, "/run/demo")[0] == HTTPStatus.OK
+    assert respond(runs, "/compare?a=demo:base&b=demo:dpo")[0] == HTTPStatus.OK
 
 
 def test_pages_of_runs_and_of_any_two_models(runs: Path) -> None:

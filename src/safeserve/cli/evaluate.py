@@ -18,7 +18,9 @@ from safeserve.core.errors import UserError
 
 def evaluate(
     model: str = typer.Argument(help="The embedded model's name, a model or adapter folder, or a hub id."),
-    suite: str | None = typer.Option(None, "--suite", help="Suites or benchmarks, joined by +. Default: starter."),
+    suite: str | None = typer.Option(
+        None, "--suite", help="Suites or benchmarks, joined by +; module:object for your own. Default: starter."
+    ),
     lm_eval: str | None = typer.Option(
         None, "--lm-eval", help="Instead of a suite, tasks of lm-eval: boolq,piqa,openbookqa, or own YAML files."
     ),
@@ -68,7 +70,7 @@ def evaluate(
         raise UserError("--api-key-env: is the key of --server. Give that too.")
     recipe = parse_recipe({**tree, **({"seed": seed} if seed is not None else {})}, "safeserve eval")
     quiet_libraries()
-    folder = out or RUNS / (name or f"eval-{_stem(model)}-{suite}")
+    folder = out or RUNS / (name or f"eval-{_stem(model)}-{_folder_name(suite)}")
     if dry_run:
         show_plan(recipe, folder, as_json)
         return
@@ -88,7 +90,12 @@ def evaluate(
 
 def _stem(model: str) -> str:
     """A model's name as part of a folder's: the last part of a path or hub id."""
-    return re.sub(r"[^\w.+-]+", "-", Path(model).resolve().name)
+    return _folder_name(Path(model).resolve().name)
+
+
+def _folder_name(text: str) -> str:
+    """What may be part of a folder's name; a colon would be read as RUN:MODEL."""
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def _capability(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -47,8 +47,9 @@ def typed(cls: type[T], row: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: a key is missing or its value of the wrong kind; ``where`` names file and line.
     """
+    check: Callable[[Mapping[str, Any]], T] = _adapter(cast(Any, cls))  # a cached function forgets what it was given
     try:
-        return _adapter(cls)(row)  # type: ignore[arg-type,no-any-return]
+        return check(row)
     except ValidationError as error:
         raise UserError(_explain(error, cls, where)) from None
 

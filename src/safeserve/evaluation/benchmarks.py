@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safeserve.core.errors import EnvironmentFault, SafeserveError, UserError, did_you_mean
+from safeserve.core.extensions import load_object
 from safeserve.core.options import stable_hash
+from safeserve.core.runs import plain
+from safeserve.data.catalogue import SOURCES
 from safeserve.data.records import Label, Prompt, user
 
 
@@ -15,9 +18,10 @@ class Benchmark:
     """Where prompts come from and how their answers are judged.
 
     Attributes:
-        source: a name in the data registry.
+        source: a name in the data registry, or the path of a file of prompts.
         judges: families of judges meant for it, beside those that can judge any answer (``registry.GENERAL``).
-        label: keep only prompts with this label (XSTest holds both kinds); None keeps all.
+        label: keep only prompts with this label (XSTest holds both kinds); None keeps all. Rows of a file that say
+            nothing have it.
         max_new_tokens: longest answer, in tokens.
         general: whether judges that can judge any answer say anything here; not on one token of multiple choice.
         by_likelihood: the answer is the most likely of the prompt's choices instead of generated text.
@@ -30,6 +34,13 @@ class Benchmark:
     max_new_tokens: int = 120
     general: bool = True
     by_likelihood: bool = False
+
+    @property
+    def declaration(self) -> list[object]:
+        """All that answers and scores depend on beside the prompts; part of a run's inputs."""
+        # Ours never change general; the user's own may, and then other judges score the answers.
+        own = [] if find_benchmark(self.name) else [self.general]
+        return [self.name, self.source, self.judges, self.label, self.max_new_tokens, self.by_likelihood, *own]
 
 
 def _one_token(name: str, source: str) -> Benchmark:
@@ -124,16 +135,41 @@ BENCHMARKS = {benchmark.name: benchmark for group in SUITES.values() for benchma
 def suite(names: str | Sequence[str]) -> tuple[Benchmark, ...]:
     """The benchmarks of suites and single ones by name, joined ("starter+AdvBench", or a list).
 
+    ``module:object`` names a benchmark of the user's own, or several.
+
     Raises:
-        UserError: a name that is neither a suite nor a benchmark.
+        UserError: a name that is neither a suite nor a benchmark, or an object that is no benchmark.
     """
     chosen: dict[str, Benchmark] = {}
     for name in names.split("+") if isinstance(names, str) else names:
-        if name not in SUITES and name not in BENCHMARKS:
-            raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, [*SUITES, *BENCHMARKS])}')
-        group = SUITES[name] if name in SUITES else (BENCHMARKS[name],)
-        chosen.update({benchmark.name: benchmark for benchmark in group})
+        for benchmark in _named(name):
+            if chosen.setdefault(benchmark.name, benchmark) != benchmark:
+                raise UserError(f"suite: {name}: two benchmarks are named {benchmark.name}. Rename one of them.")
     return tuple(chosen.values())
+
+
+def _named(name: str) -> Sequence[Benchmark]:
+    if ":" in name:
+        return _own(name)
+    if name not in SUITES and name not in BENCHMARKS:
+        raise UserError(f'suite: unknown name "{name}".{did_you_mean(name, [*SUITES, *BENCHMARKS])}')
+    return SUITES[name] if name in SUITES else (BENCHMARKS[name],)
+
+
+def _own(spec: str) -> list[Benchmark]:
+    """The user's benchmarks behind ``module:object``."""
+    found = load_object(spec)
+    group = [found] if isinstance(found, Benchmark) else found
+    if not isinstance(group, list | tuple) or not group or not all(isinstance(one, Benchmark) for one in group):
+        raise UserError(
+            f"{spec}: is no benchmark. It must be a Benchmark of safeserve.evaluation.benchmarks, or a list."
+        )
+    for one in group:
+        if not plain(one.name):
+            raise UserError(f'{spec}: its name "{one.name}" cannot name a folder. Use letters, digits, - and _.')
+        if BENCHMARKS.get(one.name, one) != one:
+            raise UserError(f'{spec}: its name "{one.name}" is that of a built-in benchmark. Choose another.')
+    return [replace(one, judges=(one.judges,) if isinstance(one.judges, str) else tuple(one.judges)) for one in group]
 
 
 def find_benchmark(name: str) -> Benchmark | None:
@@ -227,14 +263,23 @@ def load_benchmark(benchmark: Benchmark, root: str | None, limit: int | None = N
     """The prompts of a benchmark (spread over its categories when limited) and their identity.
 
     Raises:
-        UserError: the source is missing, or has no prompt with the label.
+        UserError: the source is missing, has no prompt with the label, prompts of both, or no choices to weigh.
     """
     from safeserve.data.sources import load_prompts
 
-    loaded = load_prompts(benchmark.source, root=root)
+    # A named source says itself what rows without a label are; of a file only the benchmark knows.
+    label = benchmark.label if benchmark.source not in SOURCES else None
+    loaded = load_prompts(benchmark.source, root=root, label=label)
     rows = [row for row in loaded.rows if benchmark.label is None or row.label == benchmark.label]
     if not rows:
         raise UserError(f"{benchmark.name}: {benchmark.source} holds no {benchmark.label} prompt.")
+    if len({row.label for row in rows}) > 1:
+        raise UserError(
+            f"{benchmark.name}: {benchmark.source} holds harmful and benign prompts. Make two benchmarks of it, one "
+            'with label="harmful" and one with label="benign".'
+        )
+    if benchmark.by_likelihood and not all({"context", "choices"} <= row.meta.keys() for row in rows):
+        raise UserError(f"{benchmark.name}: by_likelihood needs prompts with choices, and {benchmark.source} has none.")
     rows = [replace(row, benchmark=benchmark.name) for row in every_category(rows, limit)]
     if benchmark.by_likelihood:  # what the model reads is the context, so that is what the files show
         rows = [replace(row, messages=user(row.meta["context"])) for row in rows]

@@ -18,6 +18,7 @@ from safeserve.data.records import Message, Prompt
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
 from safeserve.judging.untrusted import neutralise
+from safeserve.models.blame import blamed
 from safeserve.models.loading import DtypeName, default_device, local_folder, resolve_dtype
 
 if TYPE_CHECKING:  # its module brings torch along
@@ -110,19 +111,21 @@ def load_hub(options: HubOptions, auto_class: AutoClass) -> HubModel:
     source = str(folder) if folder is not None else options.model
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, revision=options.revision, trust_remote_code=False
-        )
-        model, report = getattr(transformers, auto_class).from_pretrained(
-            source,
-            revision=options.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with blamed(folder, "tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=options.revision, trust_remote_code=False
+            )
+        with blamed(folder, "model"):
+            model, report = getattr(transformers, auto_class).from_pretrained(
+                source,
+                revision=options.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _explain(options, folder is not None, error) from None
+        raise _unreachable(options, error) from None
     # transformers fills what the weights lack with random numbers; a base model would judge by chance.
     missing = sorted(key for key in report["missing_keys"] if auto_class != "AutoModel" or "pooler" not in key)
     if missing:
@@ -135,12 +138,10 @@ def load_hub(options: HubOptions, auto_class: AutoClass) -> HubModel:
     return HubModel(options.model, model, tokenizer, device, _limit(model.config, tokenizer), control_names(tokenizer))
 
 
-def _explain(options: HubOptions, local: bool, error: Exception) -> Exception:
+def _unreachable(options: HubOptions, error: Exception) -> EnvironmentFault:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "safetensors" in str(error):
         first += " Only safetensors are loaded; many repositories hold a commit with converted weights."
-    if local:
-        return UserError(f"{options.model}: this judge cannot be loaded: {first}")
     return EnvironmentFault(
         f"{options.model}@{options.revision}: could not be loaded from the hub: {first}\n"
         "Check name, commit, network and your access to the model, or give a local folder."

@@ -124,5 +124,8 @@ class ChatFormat:
         if ids and ids[0] in self.tokenizer.all_special_ids:
             return int(ids[0])
         if self.tokenizer.eos_token_id is None:
-            raise UserError("This tokenizer has no end token, so an answer could never end.")
+            raise UserError(
+                f"{self.tokenizer.name_or_path or 'tokenizer'}: has no end token, so an answer could never end. "
+                "Name it as eos_token in tokenizer_config.json."
+            )
         return int(self.tokenizer.eos_token_id)

@@ -15,6 +15,7 @@ from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import disk_errors, read_json, sha256_file, write_json
 from safeserve.models import embedded
+from safeserve.models.blame import blamed, read_config
 from safeserve.models.chat import ChatFormat
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -113,9 +114,9 @@ def load(
     source, revision = (str(folder), None) if folder is not None else split_revision(str(name))
     info = read_json(folder / INFO) if folder is not None and (folder / INFO).exists() else {}
     try:
-        model, tokenizer = _from_transformers(source, revision, torch_dtype, quantize)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _explain(str(name), folder, error) from None
+        model, tokenizer = _from_transformers(source, revision, torch_dtype, quantize, folder)
+    except (OSError, ValueError, SafetensorError) as error:  # only of a hub id: those of a folder are told already
+        raise _unreachable(str(name), error) from None
     if any("ForSequenceClassification" in name for name in model.config.architectures or ()):
         # It has been given a language model's head of random numbers.
         raise UserError(
@@ -125,7 +126,8 @@ def load(
     if not quantize:
         model.to(device)
     model.eval()
-    chat = ChatFormat(tokenizer, template or info.get("template"))
+    with blamed(folder, "chat template"):
+        chat = ChatFormat(tokenizer, template or info.get("template"))
     weights = weights_identity(folder) if folder is not None else f"{source}@{model.config._commit_hash or revision}"
     return LoadedModel(
         name=str(name),
@@ -155,7 +157,7 @@ def local_folder(name: str, quiet: bool = False) -> Path | None:
         if not configs:
             raise UserError(f"{path}: not a model folder (no config.json and no adapter_config.json).")
         for config in configs:
-            read_json(config)  # a broken one is named; the library's own message names no file
+            read_config(config)  # a broken one is named; the library's own message names no file
         return path
     if path.exists():
         raise UserError(f"{path}: a model is a folder with config.json and safetensors, and this is a file.")
@@ -226,7 +228,9 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return hub_id, revision or None
 
 
-def _from_transformers(source: str, revision: str | None, dtype: Any, quantize: str | None) -> tuple[Any, Any]:
+def _from_transformers(
+    source: str, revision: str | None, dtype: Any, quantize: str | None, folder: Path | None
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -236,10 +240,12 @@ def _from_transformers(source: str, revision: str | None, dtype: Any, quantize: 
         extra["quantization_config"] = _quantization(quantize)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, **extra
-        )
+        with blamed(folder, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with blamed(folder, "model"):
+            model = AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, **extra
+            )
     return model, tokenizer
 
 
@@ -264,20 +270,16 @@ def _load_adapter(
 ) -> LoadedModel:
     import torch
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     info = read_json(folder / INFO) if (folder / INFO).exists() else {}
     base = load(
         base_of(folder, info), dtype="float32", template=template or info.get("template"), device=device, quiet=quiet
     )
     weights = weights_identity(folder)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # low_cpu_mem_usage: the adapter's weights are not drawn at random before they are read.
-            model = PeftModel.from_pretrained(base.model, str(folder), low_cpu_mem_usage=True).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes of another base
-        raise _explain(name, folder, error) from None
+    with warnings.catch_warnings(), blamed(folder, "adapter"):
+        warnings.simplefilter("ignore")
+        # low_cpu_mem_usage: the adapter's weights are not drawn at random before they are read.
+        model = PeftModel.from_pretrained(base.model, str(folder), low_cpu_mem_usage=True).merge_and_unload()
     dtype_name = resolve_dtype(dtype, device)
     model.to(getattr(torch, dtype_name))
     return LoadedModel(
@@ -300,10 +302,8 @@ def base_of(folder: Path, info: dict[str, Any]) -> str:
     return str((folder / base).resolve()) if base.startswith("../") else base
 
 
-def _explain(name: str, folder: Path | None, error: Exception) -> Exception:
+def _unreachable(name: str, error: Exception) -> EnvironmentFault:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if folder is not None:
-        return UserError(f"{folder}: this model cannot be loaded: {first}")
     return EnvironmentFault(
         f"{name}: could not be loaded from the hub: {first}\n"
         f'Check the name and the network, give a local folder, or use the embedded model "{embedded.NAME}".'

@@ -12,6 +12,7 @@ from safeserve.core.errors import UserError
 from safeserve.core.runs import read_json
 from safeserve.data.records import Demonstration, PreferencePair, Prompt
 from safeserve.models import embedded
+from safeserve.models.blame import blamed
 from safeserve.models.chat import ChatFormat
 from safeserve.models.loading import INFO, base_of, local_folder, split_revision
 from safeserve.pipeline.forecast import TrainingWork
@@ -67,11 +68,10 @@ def chat_format(folder: Path, template: str | None) -> ChatFormat:
 
     # The class for any tokenizer.json: choosing one by the model's config would import all that models need (3 s).
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
-    try:
+    with blamed(folder, "tokenizer"):
         tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from None
-    return ChatFormat(tokenizer, template)
+    with blamed(folder, "chat template"):
+        return ChatFormat(tokenizer, template)
 
 
 def spread(rows: Sequence[T], most: int = COUNTED) -> tuple[list[T], float]:

@@ -274,9 +274,7 @@ class Run:
         options = self.recipe.evaluate
         assert options is not None
         inputs = {
-            "evaluate.suite": [
-                [b.name, b.source, b.judges, b.label, b.max_new_tokens, b.by_likelihood] for b in self._prompts
-            ],
+            "evaluate.suite": [benchmark.declaration for benchmark in self._prompts],
             "evaluate.judges": [[judge, make_judge(judge).identity] for judge in options.judges],
             "evaluate.limit": options.limit,
             "evaluate.sampling": options.sampling.model_dump(),

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from safeserve.core.errors import UserError
 from safeserve.pipeline.reward_stages import CostStage, RewardStage
 from safeserve.pipeline.stage_options import StageOptions
-from safeserve.training.options import DpoOptions, SitOptions
+from safeserve.training.options import DpoOptions, OwnPairOptions, SitOptions
 from safeserve.training.raft_options import RaftOptions
 
 OWN_PAIRS = "starter/pairs"
@@ -37,7 +37,7 @@ class SitStage(StageOptions, SitOptions):
     """How many safety demonstrations; a smaller dose is a subset of a larger one. All when not given."""
 
 
-class DpoStage(StageOptions, DpoOptions):
+class DpoStage(StageOptions, OwnPairOptions, DpoOptions):
     """DPO: which pairs, and how to train on them. The start is also the reference."""
 
     method: Literal["dpo"]
@@ -50,17 +50,13 @@ class DpoStage(StageOptions, DpoOptions):
     """Share of a source's pairs, drawn with the seed, instead of ``n_pairs``; a smaller one is a subset of a larger."""
     keep: Literal["all", "safe", "paper"] = "all"
     """paper: only pairs whose chosen response is safe and better; safe: chosen safe, rejected unsafe; all."""
-    sample_temperature: float = Field(0.8, gt=0)
-    """``starter/pairs`` only: temperature of the start model's own samples."""
-    sample_tokens: int = Field(64, ge=1)
-    """``starter/pairs`` only: their longest length in tokens."""
 
     @model_validator(mode="after")
     def _no_ignored_pair_option(self) -> DpoStage:
         given = self.changed()
         if self.pairs == OWN_PAIRS and "keep" in self.model_fields_set:
             raise UserError(f"keep: would be ignored by pairs: {OWN_PAIRS}, which knows what is safe. Remove it.")
-        if self.pairs != OWN_PAIRS and (ignored := sorted(given & {"sample_temperature", "sample_tokens"})):
+        if self.pairs != OWN_PAIRS and (ignored := sorted(given & set(OwnPairOptions.model_fields))):
             raise UserError(f"{', '.join(ignored)}: would be ignored, because only pairs: {OWN_PAIRS} samples answers.")
         if self.pairs_share is not None and (self.n_pairs is not None or self.pairs == OWN_PAIRS or self.from_raft):
             raise UserError("pairs_share: stands in place of n_pairs, and only for pairs from a source. Remove it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ def report_from_run(run_dir: Path) -> ReportInput:
         comparison=comparison,
         samples=list(sample_rows(sides)),
         curves=curves,
-        command=str(manifest.get("command") or f"safeserve run {run_dir / 'recipe.yaml'}"),
+        command=str(manifest.get("command") or reproduce_command(run_dir)),
         manifest=manifest,
         analysis=_analysis(run_dir, folders),
         doses=doses(train),
@@ -210,6 +211,16 @@ def recipe_of(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "recipe.yaml"
     content = read_yaml(path) if path.exists() else None
     return content if isinstance(content, dict) else {}
+
+
+def reproduce_command(run_dir: Path) -> str:
+    """The command that makes a run again, from the folder in which it was made.
+
+    The run's recipe is found from there alone, and without a folder of its own the command would end at once, because
+    everything is done, or write to ``runs/recipe``.
+    """
+    run_dir = run_dir if run_dir.name not in ("", "..") else run_dir.resolve()
+    return shlex.join(["safeserve", "run", str(run_dir / "recipe.yaml"), "--out", f"{run_dir}-again"])
 
 
 def _part(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from safeserve.core.runs import plain, write_text
 from safeserve.data.catalogue import SOURCES
 from safeserve.data.source_types import OWN, HubFile
 from safeserve.models import embedded
-from safeserve.report.content import read_optional, recipe_of
+from safeserve.report.card_training import opening, options_table, stages_table
+from safeserve.report.content import read_optional, recipe_of, reproduce_command
 from safeserve.report.rows import hygiene_notes, summary_rows
 from safeserve.report.tables import markdown_table, verdict_sentence
 from safeserve.report.words import code, markdown
@@ -69,12 +70,14 @@ def model_card(run_dir: Path, name: str) -> str:
     parts = [
         _front_matter(run_dir, name, str(recipe.get("model", "")), stages[name], data, summary),
         f"# {markdown(name)}",
-        _opening(name, str(recipe.get("model", "")), chain, stages),
+        opening(str(recipe.get("model", "")), chain, stages),
         *_verdict_part(name, verdict),
         "## Measured",
         _measured(summary),
         "## Training",
-        _stages_table(chain, stages),
+        stages_table(chain, stages),
+        "Every option that acted, set by the recipe or by default:",
+        options_table(chain, stages, recipe.get("seed", manifest.get("seed"))),
         "## Data",
         _data_table(data),
         "## Limits and hazards",
@@ -127,14 +130,6 @@ def _results(summary: Mapping[str, Any]) -> Iterator[Any]:
                 )
 
 
-def _opening(name: str, model: str, chain: Sequence[str], stages: Mapping[str, Any]) -> str:
-    methods = " → ".join(f"{stages[stage].get('method')} ({stage})" for stage in chain)
-    return (
-        f"{markdown(model)}, aligned by {markdown(methods)} with safeserve. Trained to decline harmful requests and to "
-        "answer harmless ones that look alike. Not for decisions about people, and not a safety system on its own."
-    )
-
-
 def _verdict_part(name: str, verdict: Mapping[str, Any]) -> list[str]:
     if not verdict:
         return []
@@ -150,16 +145,6 @@ def _measured(summary: Mapping[str, Any]) -> str:
         return "Not measured: this run has no evaluation of this model, so nothing is known of its safety."
     rows = [(r.benchmark, r.metric, r.value, r.interval, str(r.n)) for r in summary_rows(summary)]
     return markdown_table(("benchmark", "metric", "value", "95 %", "n"), rows, left=2).strip()
-
-
-def _stages_table(chain: Sequence[str], stages: Mapping[str, Any]) -> str:
-    rows = []
-    for stage in chain:
-        options = {key: value for key, value in stages[stage].items() if key not in ("method", "start")}
-        shown = ", ".join(f"{key} {value}" for key, value in options.items() if not isinstance(value, dict | list))
-        rows.append((stage, str(stages[stage].get("method")), str(stages[stage].get("start", "base")), shown or "–"))
-    table = markdown_table(("stage", "method", "from", "options that differ from the defaults"), rows, left=4)
-    return table.strip()
 
 
 def _data_table(data: Mapping[str, Mapping[str, Any]]) -> str:
@@ -182,8 +167,10 @@ def _limits(name: str, summary: Mapping[str, Any], verdict: Mapping[str, Any]) -
 def _reproduce(manifest: Mapping[str, Any], run_dir: Path) -> str:
     """The recipe's command and not the one typed last, which may differ by an option that changes nothing."""
     version = f" (safeserve {manifest['safeserve']})" if "safeserve" in manifest else ""
-    command = code(f"safeserve run {run_dir.resolve().name}/recipe.yaml")
-    return f"{command}{markdown(version)}\n\nThe recipe, the data's hashes and every answer are in the run's folder."
+    return (
+        f"{code(reproduce_command(run_dir))}{markdown(version)}\n\nIt makes everything again, beside this run. "
+        "The recipe, the data's hashes and every answer are in the run's folder."
+    )
 
 
 def _chain(stages: Mapping[str, Any], name: str) -> Iterator[str]:

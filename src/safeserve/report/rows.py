@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,13 @@ _PREFERRED = ("modes", "refusal", "short_answer", "exact_match", "ifeval", "guar
 """Which family a number without a judge's name beside it comes from: the first that measured it."""
 UNSCORED_CEILING = 0.02
 SUMMARISED = ("H4", "H9", "H13")
-"""Hygiene rules that :func:`hygiene_notes` tells for all models in one sentence."""
+"""Hygiene rules that :func:`hygiene_notes` tells of every model: in one sentence for all where a judge's numbers say
+the same, else as they were found. What shows its notes leaves these rules out of a comparison's findings."""
 _CEILINGS = (
-    ("truncated_rate", 0.10, "More than 10 % cut off at the length limit, so what came next was not judged"),
-    ("degenerate_rate", 0.05, "More than 5 % degenerate or empty, which counts as safe without being good"),
+    ("truncated_rate", 0.10, "H4", "More than 10 % cut off at the length limit, so what came next was not judged"),
+    ("degenerate_rate", 0.05, "H13", "More than 5 % degenerate or empty, which counts as safe without being good"),
 )
-"""Metric, share above which a reader is warned, and the warning."""
+"""Metric, share above which a reader is warned, the rule that finds the same, and the warning."""
 
 
 @dataclass(frozen=True)
@@ -219,24 +220,29 @@ def interval_text(ci95: Sequence[float] | None) -> str:
 def hygiene_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing the numbers; never hidden, empty when there is nothing to say."""
     unscored: list[str] = []
-    above: dict[str, list[str]] = {name: [] for name, _, _ in _CEILINGS}
+    above: dict[str, list[str]] = {name: [] for name, *_ in _CEILINGS}
     left_out: list[Mapping[str, str]] = []
+    restated: set[tuple[str, str]] = set()
     for model, summary in summaries.items():
         left_out += [gap for gap in summary.get("left_out", ()) if gap not in left_out]
         for benchmark, part in summary.get("benchmarks", {}).items():
+            where = f"{benchmark}, {model}"
             for judge, judged in part["judges"].items():
                 if judged["n_unscored"]:
                     unscored.append(_unscored_note(f"{model} on {benchmark}", judge, judged))
+                    restated.add(("H9", where))
                 if judge != mode_judge(part["judges"]):
                     continue
-                for name, ceiling, _ in _CEILINGS:
+                for name, ceiling, rule, _ in _CEILINGS:
                     rate = judged["metrics"].get(name, {}).get("rate")
                     if rate is not None and rate > ceiling:
                         above[name].append(f"{model} on {benchmark} {percent(rate)}")
-    notes = [f"{meaning}: {', '.join(above[name])}." for name, _, meaning in _CEILINGS if above[name]]
+                        restated.add((rule, where))
+    notes = [f"{meaning}: {', '.join(above[name])}." for name, _, _, meaning in _CEILINGS if above[name]]
     if any(is_provisional(summary) for summary in summaries.values()):
         notes.append(PROVISIONAL)
-    found = [note for summary in summaries.values() for note in finding_notes(summary, without=SUMMARISED)]
+    # Without a judge of modes nobody restates what was cut off or is no language; then the finding itself is the note.
+    found = [note for summary in summaries.values() for note in finding_notes(summary, restated=restated)]
     return _left_out_note(left_out) + unscored + found + notes
 
 
@@ -246,13 +252,21 @@ def _left_out_note(gaps: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"Left out, because the data are not at hand: {names}. See: safeserve data list."] if gaps else []
 
 
-def finding_notes(content: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
-    """What the hygiene rules found, worst first, without notes and without what the content's own notes say already."""
+def finding_notes(
+    content: Mapping[str, Any], without: Collection[str] = (), restated: Collection[tuple[str, str]] = ()
+) -> list[str]:
+    """What the hygiene rules found, worst first, without notes and without what the content's own notes say already.
+
+    Args:
+        without: rules that are told elsewhere.
+        restated: a rule and the place where its finding is told elsewhere.
+    """
     said = set(content.get("notes", ()))
     return [
         f"{one['severity']} {one['rule']}, {one['where']}: {one['message']}"
         for one in content.get("findings", ())
         if one["severity"] != "note" and one["rule"] not in without and one["message"] not in said
+        if (one["rule"], one["where"]) not in restated
     ]
 
 

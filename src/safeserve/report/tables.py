@@ -155,11 +155,12 @@ def print_outcome(
 ) -> None:
     """Print what a run found: every comparison (one model alone: its rates), what limits them, then the verdict."""
     for comparison in comparisons.values():
-        # hygiene_notes says these rules for every model, once
+        # hygiene_notes tells these rules of every model, once
         findings = [one for one in comparison.get("findings", ()) if one["rule"] not in SUMMARISED]
         print_comparison({**comparison, "findings": findings})
-    # Every comparison says this one itself, and what was found on its two sides.
-    said = {PROVISIONAL, *(note for comparison in comparisons.values() for note in finding_notes(comparison))}
+    # Every comparison says this one itself, and what else was found on its two sides.
+    printed = (note for comparison in comparisons.values() for note in finding_notes(comparison, without=SUMMARISED))
+    said = {PROVISIONAL, *printed}
     notes = [note for note in hygiene_notes(summaries) if note not in said]
     if comparisons and notes:
         _print(Group(*_note_lines(notes)))

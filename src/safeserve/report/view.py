@@ -6,12 +6,12 @@ of :mod:`safeserve.report.html`; requests that come from elsewhere (another host
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from markupsafe import Markup
@@ -23,11 +23,21 @@ from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.foreign import told_apart
 from safeserve.report.content import ReportInput, report_from_run, sample_rows
 from safeserve.report.html import PANELS, page_environment, render_report, template
-from safeserve.report.rows import metric_cell, percent
+from safeserve.report.rows import main_judge, metric_cell, percent
 
 HOSTS = ("localhost", "127.0.0.1")
 BROKEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What comes of files that are JSON and nothing else that was expected; one such run must not hide the others."""
+
+
+class ShownRate(NamedTuple):
+    """A rate in the list; ``source`` names the benchmark and the judge, for only rates of the same two compare."""
+
+    value: str
+    source: str = ""
+
+
+NOTHING = ShownRate("–")
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,14 @@ class RunLine:
     base: str
     outcome: str
     candidate: str
-    models: tuple[tuple[str, tuple[str, ...]], ...]
+    models: tuple[tuple[str, tuple[ShownRate, ...]], ...]
 
 
 def runs_in(folder: Path) -> list[RunLine]:
     """The runs that have evaluated something, latest first; what a broken file hides is left empty, not hidden."""
     found = []
-    for path in folder.glob("[!.]*/"):
-        summaries = {one.parent.name: _read(one) for one in sorted((path / "evals").glob("*/summary.json"))}
-        if not summaries:
-            continue
+    for path, evaluated in _evaluated(folder):
+        summaries = {one.name: _read(one / "summary.json") for one in evaluated}
         manifest, verdict = _read(path / "manifest.json"), _read(path / "verdict.json")
         found.append(
             RunLine(
@@ -66,6 +74,13 @@ def runs_in(folder: Path) -> list[RunLine]:
             )
         )
     return sorted(found, key=lambda run: (run.finished, run.name), reverse=True)
+
+
+def _evaluated(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every run with the folders of the models that it has evaluated; no file is read."""
+    for path in folder.glob("[!.]*/"):
+        if found := sorted(one.parent for one in path.glob("evals/*/summary.json")):
+            yield path, found
 
 
 def index_page(folder: Path) -> str:
@@ -166,34 +181,35 @@ def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
 
 def _run_folder(folder: Path, name: str) -> Path:
     """The run of that name in the list: a name that is not in it is never made into a path."""
-    if name not in {run.name for run in runs_in(folder)}:
+    if name not in {path.name for path, _ in _evaluated(folder)}:
         raise UserError(f"{name}: no run of this name here.")
     return folder / name
 
 
 def _eval_folder(folder: Path, reference: str) -> Path:
-    known = {f"{run.name}:{model}": (run.name, model) for run in runs_in(folder) for model, _ in run.models}
+    known = {f"{path.name}:{model.name}": model for path, evaluated in _evaluated(folder) for model in evaluated}
     if reference not in known:
         raise UserError(f"{reference or 'nothing'}: no such model here. Choose both from the list.")
-    run, model = known[reference]
-    return folder / run / "evals" / model
+    return known[reference]
 
 
-def _rates(summary: Mapping[str, Any]) -> tuple[str, ...]:
+def _rates(summary: Mapping[str, Any]) -> tuple[ShownRate, ...]:
     """Each panel's rate, from the first benchmark that has it."""
-    found = []
-    for _, _, metric, _ in PANELS:
-        cells = (metric_cell(summary, benchmark, metric) for benchmark in summary.get("benchmarks", {}))
-        cell = next(filter(None, cells), None)
-        found.append(percent(cell["rate"]) if cell else "–")
-    return tuple(found)
+    return tuple(_first_rate(summary, metric) for _, _, metric, _ in PANELS)
 
 
-def _shown_rates(summary: Mapping[str, Any]) -> tuple[str, ...]:
+def _first_rate(summary: Mapping[str, Any], metric: str) -> ShownRate:
+    for benchmark, part in summary.get("benchmarks", {}).items():
+        if cell := metric_cell(summary, benchmark, metric):
+            return ShownRate(percent(cell["rate"]), f"{benchmark}, by {main_judge(metric, part['judges'])}")
+    return NOTHING
+
+
+def _shown_rates(summary: Mapping[str, Any]) -> tuple[ShownRate, ...]:
     try:
         return _rates(summary)
     except BROKEN:  # listed all the same, without rates
-        return ("–",) * len(PANELS)
+        return (NOTHING,) * len(PANELS)
 
 
 def _message(text: str) -> str:

@@ -100,6 +100,15 @@ class DpoOptions(TrainOptions):
         return self
 
 
+class OwnPairOptions(Options):
+    """How the start model is sampled for pairs of its own (``starter/pairs``)."""
+
+    sample_temperature: float = Field(0.8, gt=0)
+    """``starter/pairs`` only: temperature of the start model's own samples."""
+    sample_tokens: int = Field(64, ge=1)
+    """``starter/pairs`` only: their longest length in tokens."""
+
+
 class GuardTraining(TrainOptions):
     """How a guard is trained: of the options of SIT and DPO those that act."""
 
