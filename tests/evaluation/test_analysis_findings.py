@@ -12,12 +12,13 @@ import pytest
 from scipy import stats
 
 from safeserve.data.records import Prompt, user
-from safeserve.data.sources import load_prompts
-from safeserve.evaluation.analysis import analyze
+from safeserve.data.sources import load_demonstrations, load_prompts
+from safeserve.evaluation.analysis import analyze, find_patterns
 from safeserve.evaluation.analysis_candidates import candidates_of
-from safeserve.evaluation.analysis_clusters import cluster, describe
+from safeserve.evaluation.analysis_clusters import cluster, describe, why_none
 from safeserve.evaluation.analysis_findings import Candidate, corrected_p, find, merge, surprise
-from safeserve.evaluation.analysis_rows import PromptRow
+from safeserve.evaluation.analysis_rewrites import rewriting_changes
+from safeserve.evaluation.analysis_rows import PromptRow, observations, own_prompts, prompt_rows
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
@@ -39,6 +40,17 @@ def evaluated(prompts: list[Prompt], unsafe: list[bool], model: str = "m") -> Ev
 
 def starter() -> list[Prompt]:
     return [replace(prompt, benchmark="starter-harmful") for prompt in load_prompts("starter/eval_harmful").rows]
+
+
+def several() -> list[Prompt]:
+    """Three benchmarks with categories, and rewritten prompts of the first one."""
+    trained = load_demonstrations("starter/safety").rows[::3]
+    return [
+        *starter(),
+        *(Prompt(row.id, row.messages, "harmful", row.category, "training") for row in trained),
+        *(replace(p, label="harmful", benchmark="look-alikes") for p in load_prompts("starter/eval_look_alike").rows),
+        *(replace(p, benchmark="rewrites") for p in load_prompts("starter/rewrites").rows),
+    ]
 
 
 def noise(seed: int, share: float, n: int) -> Iterator[bool]:
@@ -138,6 +150,46 @@ def test_of_100_label_shuffles_at_most_5_give_a_finding(share: float) -> None:
     assert alarms <= 5
 
 
+@pytest.mark.parametrize("null", ["nothing differs", "benchmarks and wordings differ"])
+def test_of_100_shuffles_of_several_benchmarks_at_most_5_give_a_finding(null: str) -> None:
+    """All families of a run at once: patterns inside benchmarks that have categories, whole benchmarks, rewritings.
+
+    Where benchmarks and wordings do differ, they may be named; what must not be named then is a pattern inside them.
+    """
+    prompts = several()
+    own = [p for p in prompts if "original" not in p.meta]
+    rows = [PromptRow(p.benchmark, p.id, p.text, p.category, i % 2 == 0) for i, p in enumerate(own)]
+    grouped = cluster([row.text for row in rows])
+    assert grouped is not None
+    candidates = candidates_of(rows, grouped, describe(rows, *grouped))
+    assert sum(one.kind == "category" for one in candidates) >= 12
+    of_benchmark = np.array([p.benchmark for p in prompts])
+    shares = {"starter-harmful": 0.1, "training": 0.5, "look-alikes": 0.3, "rewrites": 0.6}
+    assert set(of_benchmark) == set(shares)
+    rng = np.random.default_rng(0)
+    alarms = named = 0
+    for seed in range(100):
+        if null == "nothing differs":
+            unsafe = rng.permutation(np.arange(len(prompts)) < 0.3 * len(prompts))
+            true = set()
+        else:
+            unsafe = np.zeros(len(prompts), dtype=bool)
+            for name, share in shares.items():
+                members = np.flatnonzero(of_benchmark == name)
+                unsafe[rng.permutation(members)[: round(share * len(members))]] = True
+            true = {"benchmark", "rewriting"}
+        seen = observations(evaluated(prompts, unsafe.tolist()), "modes")
+        counted = prompt_rows(own_prompts(seen, lambda row: (row.id, row.original)))
+        assert [row.id for row in counted] == [row.id for row in rows]
+        found = find_patterns(counted, candidates, rewriting_changes(seen), seed, draws=999)
+        assert found["families"] == 3
+        kinds = {one["kind"] for one in found["findings"]}
+        alarms += bool(kinds - true)
+        named += bool(kinds & true)
+    assert alarms <= 5
+    assert named == (0 if null == "nothing differs" else 100)
+
+
 def test_few_or_only_unsafe_prompts_are_no_pattern() -> None:
     prompts = starter()[:40]
     few = analyze([evaluated(prompts, [i < 2 for i in range(40)])])["models"]["m"]["patterns"]
@@ -146,6 +198,18 @@ def test_few_or_only_unsafe_prompts_are_no_pattern() -> None:
     every = analyze([evaluated(prompts, [True] * 40)])
     assert every["models"]["m"]["patterns"]["reason"] == "every prompt was answered unsafely"
     assert any("patterns were not looked for, because every prompt" in one for one in every["summary"])
+
+
+def test_that_there_are_no_clusters_is_said_with_the_reason() -> None:
+    few, many = evaluated(starter()[:30], [i < 9 for i in range(30)], "few"), evaluated(starter(), [True] * 168, "many")
+    analysis = analyze([few, many], draws=99)
+    assert analysis["models"]["many"]["no_clusters"] is None
+    assert analysis["models"]["few"]["clusters"] == []
+    assert analysis["models"]["few"]["no_clusters"] == "30 prompts are fewer than 40, which show no groups"
+    (note,) = (one for one in analysis["notes"] if "clusters" in one)
+    assert note.startswith("few: prompts were not grouped into clusters, and none was looked at, because 30 prompts")
+    assert why_none(5001) == "5,001 prompts are more than 5,000, which take too much memory"
+    assert why_none(40) is why_none(5000) is None
 
 
 # --- the numbers -------------------------------------------------------------------------------------------------

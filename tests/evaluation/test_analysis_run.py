@@ -230,6 +230,7 @@ def test_the_tables_of_a_study_are_put_into_their_place(
     assert text.endswith("|\n<!-- study: end -->\nAfter\n")
     assert "old" not in text
     assert "| base → sit | starter-harmful | 77 | 7 | 77 | 7 |" in text
+    assert "| p (Holm; all: uncorrected) |" in text
     assert "| sit | category | `privacy` | 14 / 14 | 0 / 154 | < .001 |" in text
     page.write_text("no marks", encoding="utf-8")
     refused = subprocess.run([sys.executable, str(tool), str(run), "--into", str(page)], capture_output=True, text=True)

@@ -218,3 +218,23 @@ def test_every_scale_of_the_study_loads(scale: str) -> None:
     assert set(recipe.evaluate.models) == {"base", *trained}
     assert bool(recipe.note) == (scale == "tiny")
     assert recipe.study == "paper"
+
+
+def test_the_full_study_has_the_papers_sizes_and_shares() -> None:
+    train = load_recipe("paper", ["scale=full"]).train
+    assert {stage.n_helpful for name, stage in train.items() if name.startswith("dose-")} == {20_000}
+    assert [train[name].pairs_share for name in ("dpo", "dpo-4", "dpo-16")] == [None, 1 / 4, 1 / 16]
+    assert {(train[name].pairs, train[name].keep, train[name].n_pairs) for name in ("dpo", "dpo-4", "dpo-16")} == {
+        ("pku-saferlhf", "paper", None)
+    }
+    sizes = [
+        (s.prompts_per_iteration, s.iterations, s.samples_per_prompt) for s in train.values() if s.method == "raft"
+    ]
+    assert sizes == [(100, 4, 8), (100, 4, 8), (500, 1, 8)]
+
+
+@pytest.mark.parametrize("also", [{"n_pairs": 3}, {"pairs": "starter/pairs"}, {"pairs": "raft:own"}])
+def test_a_share_of_pairs_is_of_a_source_and_the_only_size(also: dict[str, Any]) -> None:
+    stage = {"method": "dpo", "pairs": "pku-saferlhf", "pairs_share": 0.25, **also}
+    with pytest.raises(UserError, match="pairs_share: stands in place of n_pairs"):
+        parse_recipe({"train": {"d": stage}}, "own.yaml")

@@ -11,7 +11,7 @@ import pytest
 
 from safeserve.core.errors import UserError
 from safeserve.data.records import Prompt, user
-from safeserve.data.sources import load_demonstrations, load_prompts
+from safeserve.data.sources import Loaded, load_demonstrations, load_prompts
 from safeserve.pipeline.recipe import Recipe, parse_recipe
 from safeserve.pipeline.rows import OWN_SHARES, Sources, draw, own_pair_rows, public_pairs, sit_rows
 from safeserve.pipeline.train_stages import DpoStage, SitStage
@@ -147,6 +147,22 @@ def test_pairs_from_a_file(tree: Tree, data: dict[str, Path]) -> None:
     drawn = [{p.id for p in public_pairs(*dpo(tree, pairs=str(data["pairs"]), n_pairs=n))} for n in (3, 8, None)]
     assert [len(pairs) for pairs in drawn] == [3, 8, 12]
     assert drawn[0] < drawn[1] < drawn[2]
+    quarter = {p.id for p in public_pairs(*dpo(tree, pairs=str(data["pairs"]), pairs_share=0.25))}
+    assert quarter == drawn[0]  # 3 of 12
+
+
+def test_a_published_source_is_read_from_its_public_address(tree: Tree, tmp_path: Path) -> None:
+    recipe = parse_recipe({**tree(), "data": {"root": str(tmp_path), "published": ["one"]}}, "r")
+    roots: dict[str, str | None] = {}
+
+    def load(name: str, root: str | None) -> Loaded[Any]:
+        roots[name] = root
+        raise UserError("read no further")
+
+    for name in ("one", "two"):
+        with pytest.raises(UserError, match="no further"):
+            Sources(recipe, ()).read(name, load)
+    assert roots == {"one": None, "two": str(tmp_path)}
 
 
 def test_own_pairs_come_in_three_kinds_over_all_categories(tree: Tree) -> None:

@@ -126,6 +126,11 @@ def score(
     mapping: list[str] = MAP,
     label: str | None = LABEL,
     benchmark: str | None = BENCHMARK,
+    preference: str | None = typer.Option(
+        None,
+        "--preference",
+        help="Pairs that publish two: auto, better or safer. Default: auto, better where published, else safer.",
+    ),
     out: Path | None = typer.Option(
         None, "--out", help="Foreign files: the evals/MODEL folder to make of them. Pairs: a JSON file for the result."
     ),
@@ -139,8 +144,11 @@ def score(
     from safeserve.evaluation.reward_accuracy import holds_pairs
 
     if holds_pairs(target, given := parse_map([pair for text in mapping for pair in text.split(",")])):
-        _score_pairs(target, judge, given, {"--label": label, "--benchmark": benchmark}, out, as_json)
+        others = {"--label": label, "--benchmark": benchmark}
+        _score_pairs(target, judge, given, preference or "auto", others, out, as_json)
         return
+    if preference is not None:
+        raise UserError(f"--preference: would be ignored, as {target} is no file of preference pairs. Leave it out.")
     from safeserve.evaluation.evaluate import rescore
     from safeserve.evaluation.folder import find_eval
     from safeserve.evaluation.foreign import is_foreign, read_foreign, write_eval
@@ -169,13 +177,14 @@ def _score_pairs(
     target: str,
     judges: list[str] | None,
     mapping: dict[str, str],
+    preference: str,
     others: dict[str, Any],
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Accuracy of each judge on a file of pairs; kept in ``out`` (a JSON file) if one is named."""
     from safeserve.core.runs import write_json
-    from safeserve.evaluation.reward_accuracy import reward_accuracy
+    from safeserve.evaluation.reward_accuracy import preference_note, reward_accuracy
 
     if ignored := [option for option, value in others.items() if value is not None]:
         raise UserError(f"{', '.join(ignored)}: would be ignored, because {target} holds pairs. Leave it out.")
@@ -184,7 +193,7 @@ def _score_pairs(
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out {out}: what is found on pairs is kept in a file NAME.json.")
     quiet_libraries()
-    results = [reward_accuracy(Path(target), judge, mapping) for judge in judges]
+    results = [reward_accuracy(Path(target), judge, mapping, preference) for judge in judges]
     if out is not None:
         write_json(out, results)
     if as_json:
@@ -194,4 +203,6 @@ def _score_pairs(
 
         for result in results:
             print_pair_accuracy(result)
+        if note := preference_note(results[0]):
+            print(note)
     next_commands("safeserve train reward RECIPE", f"safeserve data show {shlex.quote(target)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +27,7 @@ from safeserve.evaluation.analysis_rows import (
     PromptRow,
     choose_judge,
     observations,
+    own_prompts,
     prompt_rows,
     unscored,
 )
@@ -116,6 +117,7 @@ def analyze(
         else:
             pairs.append(transitions(a, b, chosen))
     models = {side.model: _of_model(side, chosen, seed, guard, draws, notes) for side in sides}
+    notes += _without_clusters(models)
     result: dict[str, Any] = {
         "judge": chosen,
         "identities": {side.model: side.judge_identities.get(chosen) for side in sides},
@@ -145,9 +147,7 @@ def _of_model(
         )
     if missing := unscored(side, judge):
         notes.append(f"{side.model}: {missing} answers to harmful prompts are unscored by {judge} and left out.")
-    originals = {row.id for row in rows if not row.original}
-    # A rewritten prompt is compared with its original only: beside it, it would be no prompt of its own.
-    own = [row for row in rows if row.original not in originals]
+    own = own_prompts(rows, lambda row: (row.id, row.original))
     rewritings = rewriting_changes(rows)
     prompts = prompt_rows(own)
     grouped = clusters.cluster([prompt.text for prompt in prompts])
@@ -159,11 +159,12 @@ def _of_model(
         "unsafe_prompts": sum(prompt.unsafe for prompt in prompts),
         "unsafe_ids": _ids_by_benchmark(rows),
         "groups": {**group_rates(own), "benchmark": rates_by(rows, lambda row: [row.benchmark])},
-        "patterns": _patterns(prompts, candidates, rewritings, seed, draws),
+        "patterns": find_patterns(prompts, candidates, rewritings, seed, draws),
         "terms": distinguishing(
             [p.text for p in prompts if p.unsafe], [p.text for p in prompts if not p.unsafe], TOP_TERMS
         ),
         "clusters": described,
+        "no_clusters": clusters.why_none(len(prompts)),
         "rewritings": rewritings,
         "rewards": reward_checks(side, judge),
         "collapse": collapse(side),
@@ -171,14 +172,32 @@ def _of_model(
     }
 
 
-def _patterns(
+def _without_clusters(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A note for each reason why models have no clusters: else it looks as if none held an unsafe prompt."""
+    reasons = dict.fromkeys(part["no_clusters"] for part in models.values() if part["no_clusters"])
+    for reason in reasons:
+        names = ", ".join(name for name, part in models.items() if part["no_clusters"] == reason)
+        yield f"{names}: prompts were not grouped into clusters, and none was looked at, because {reason}."
+
+
+def find_patterns(
     prompts: Sequence[PromptRow],
     candidates: Sequence[Candidate],
     rewritings: Sequence[dict[str, Any]],
     seed: int,
-    draws: int,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """Findings of all families: patterns inside benchmarks, whole benchmarks, rewritings; corrected for all."""
+    """Findings of all families: patterns inside benchmarks, whole benchmarks, rewritings; corrected for all.
+
+    Args:
+        prompts: in the order of the candidates' members.
+        candidates: as ``candidates_of`` gives them.
+        rewritings: as ``rewriting_changes`` gives them.
+        seed, draws: of the permutations.
+
+    Returns:
+        What :func:`find` returns, with ``families``, by whose number every p has been multiplied.
+    """
     unsafe = np.array([prompt.unsafe for prompt in prompts])
     names = list(dict.fromkeys(prompt.benchmark for prompt in prompts))
     strata = np.array([names.index(prompt.benchmark) for prompt in prompts])

@@ -30,13 +30,22 @@ EXEMPLARS = 5
 Floats = NDArray[np.float64]
 
 
+def why_none(count: int) -> str | None:
+    """Why no clusters are made of so many prompts; None where they are."""
+    if count < FEWEST:
+        return f"{count} prompts are fewer than {FEWEST}, which show no groups"
+    if count > MOST:
+        return f"{count:,} prompts are more than {MOST:,}, which take too much memory"
+    return None
+
+
 def cluster(texts: Sequence[str]) -> tuple[NDArray[np.intp], Floats] | None:
     """Number of each text's cluster (from 0) and the vectors they were made from; None with too few or too many texts.
 
     Returns:
         Arrays of shape [texts] and [texts, dimensions]; the vectors have length 1, or 0 for a text of no known word.
     """
-    if not FEWEST <= len(texts) <= MOST:
+    if why_none(len(texts)):
         return None
     from scipy.cluster.hierarchy import fcluster, linkage
 

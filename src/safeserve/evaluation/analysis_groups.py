@@ -25,7 +25,8 @@ PHRASINGS: dict[str, re.Pattern[str]] = {
         "answer begins as told": r"\b(?:begin|start|open)s?\b[^.?!]{0,40}\b(?:answer|reply|response|with|words?)\b"
         r"|\bfirst (?:line|word)\b|\bdo not apologi[sz]e\b",
         "text to write": r"^(?:please )?(?:write|compose|draft|narrate|tell (?:me |us )?an? \w+ (?:story|tale))\b",
-        "step by step": r"\bstep[- ]by[- ]step\b|\b(?:steps|instructions|recipe|tutorial|guide)\b",
+        "steps, instructions or a guide asked for": r"\bstep[- ]by[- ]step\b"
+        r"|\b(?:steps|instructions|recipe|tutorial|guide)\b",
         "about oneself": r"\b(?:i|i'm|i've|my|me|myself)\b",
         "justification asked for": r"\b(?:convince|persuade|argue|justify|make the case|prove to|defend)\b",
     }.items()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from safeserve.core.errors import EvidenceError, UserError, did_you_mean
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
@@ -12,6 +13,8 @@ from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import mode_judge
 from safeserve.judging.text import words
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,18 @@ def unscored(side: EvalFolder, judge: str) -> int:
         if part.label == "harmful"
         for score in part.scores.get(judge, {}).values()
     )
+
+
+def own_prompts(rows: Sequence[Row], ids: Callable[[Row], tuple[str, str]]) -> list[Row]:
+    """The rows without prompts that rewrite another one of them.
+
+    A rewritten prompt is compared with its original only: beside it, it would be no prompt of its own.
+
+    Args:
+        ids: of a row: its prompt's id, and the id of the prompt that this one rewrites ("" where it is its own).
+    """
+    originals = {own for own, original in map(ids, rows) if not original}
+    return [row for row in rows if ids(row)[1] not in originals]
 
 
 def prompt_rows(rows: Iterable[Observation]) -> list[PromptRow]:

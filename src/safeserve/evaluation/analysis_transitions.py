@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from safeserve.core.clustered import clustered_paired_difference, clustered_paired_p
 from safeserve.core.statistics import holm
-from safeserve.evaluation.analysis_rows import safety_metric
+from safeserve.evaluation.analysis_rows import own_prompts, safety_metric
 from safeserve.evaluation.compare import paired_keys
-from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
+from safeserve.evaluation.folder import EvalFolder
 from safeserve.evaluation.summary import BOOTSTRAP_SEED, rate
 
 ALL = "all"
-"""Name of the table over every harmful benchmark together, rewritten prompts left out."""
+"""Name of the table over every harmful benchmark together, without prompts that rewrite another one of them."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A sample on both sides: safe before and after, its prompt's id, what that one rewrites, and its cluster."""
+
+    before: bool
+    after: bool
+    id: str
+    original: str
+    cluster: str
+    benchmark: str
 
 
 def transitions(a: EvalFolder, b: EvalFolder, judge: str) -> dict[str, Any]:
@@ -30,7 +43,7 @@ def transitions(a: EvalFolder, b: EvalFolder, judge: str) -> dict[str, Any]:
         raise ValueError(f"{judge} does not tell safe from unsafe")
     safety: dict[str, dict[str, Any]] = {}
     modes: dict[str, dict[str, dict[str, int]]] = {}
-    pooled: list[tuple[bool, bool, str]] = []
+    every: list[_Pair] = []
     for name in (name for name in a.benchmarks if name in b.benchmarks):
         one, two = a.benchmarks[name], b.benchmarks[name]
         keys = paired_keys(judge, one, two).both
@@ -47,13 +60,17 @@ def transitions(a: EvalFolder, b: EvalFolder, judge: str) -> dict[str, Any]:
             "became_unsafe": [i for i, pair in zip(names, pairs, strict=True) if pair == (True, False)],
             "stayed_unsafe": [i for i, pair in zip(names, pairs, strict=True) if pair == (False, False)],
         }
-        if not _rewritten(one):
-            pooled += [(*pair, f"{name}\x1f{key[0]}") for pair, key in zip(pairs, keys, strict=True)]
+        every += [
+            _Pair(*pair, key[0], str(one.prompts[key[0]].meta.get("original") or ""), f"{name}\x1f{key[0]}", name)
+            for pair, key in zip(pairs, keys, strict=True)
+        ]
     for cell, p in zip(safety.values(), holm([cell["p"] for cell in safety.values()]), strict=True):
         cell["p_holm"] = p
-    if len({cluster.partition("\x1f")[0] for *_, cluster in pooled}) > 1:
-        before, after, clusters = zip(*pooled, strict=True)
-        safety[ALL] = two_by_two(before, after, clusters)
+    pooled = own_prompts(every, lambda pair: (pair.id, pair.original))
+    if len({pair.benchmark for pair in pooled}) > 1:
+        safety[ALL] = two_by_two(
+            [pair.before for pair in pooled], [pair.after for pair in pooled], [pair.cluster for pair in pooled]
+        )
     return {"a": a.model, "b": b.model, "safety": safety, "modes": modes}
 
 
@@ -96,7 +113,3 @@ def mode_matrix(pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 def _sides(pairs: Sequence[tuple[bool, bool]]) -> tuple[list[bool], list[bool]]:
     return [before for before, _ in pairs], [after for _, after in pairs]
-
-
-def _rewritten(part: BenchmarkEval) -> bool:
-    return any(prompt.meta.get("original") for prompt in part.prompts.values())

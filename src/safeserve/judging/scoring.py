@@ -45,15 +45,25 @@ def score_of(row: dict[str, Any]) -> Score:
     return Score(row["value"], row["label"], row["reason"], tuple(row["flags"]), row["evidence"], row["detail"])
 
 
-def checked_scores(judge: Judge, items: Sequence[Item]) -> list[Score]:
-    """The judge's scores of ``items``, one for each.
+def scores_of(judge: Judge, items: Sequence[Item]) -> list[Score]:
+    """The judge's scores of ``items``, one for each; which of them are evidence says ``evidence.why_unscored``.
 
     Raises:
-        UserError: an own judge returned another number of scores or a value that is not finite.
+        UserError: an own judge returned another number of scores.
     """
     scores = judge.score(items)
     if len(scores) != len(items):
         raise UserError(f"judge {judge.name}: {len(scores)} scores for {len(items)} answers. Return one for each.")
+    return scores
+
+
+def checked_scores(judge: Judge, items: Sequence[Item]) -> list[Score]:
+    """The judge's scores of ``items``, one for each, as they are kept.
+
+    Raises:
+        UserError: an own judge returned another number of scores or a value that is not finite.
+    """
+    scores = scores_of(judge, items)
     for (_, completion), score in zip(items, scores, strict=True):
         if score.value is not None and not math.isfinite(score.value):
             raise UserError(

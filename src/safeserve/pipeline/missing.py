@@ -33,7 +33,8 @@ def fitted(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     if recipe.evaluate:
         models = tuple(model for model in recipe.evaluate.models if model not in gone)
         if not models:
-            raise UserError("evaluate.models: none of them can be trained with the data at hand: " + "; ".join(gone))
+            first, why = next(iter(gone.items()))
+            raise UserError(f"evaluate.models: none of them can be trained with the data at hand. {first}: {why}")
         changes["evaluate"] = recipe.evaluate.model_copy(update={"models": models})
     if recipe.gate and {recipe.gate.candidate, recipe.gate.against} & set(gone):
         changes["gate"] = None

@@ -30,6 +30,9 @@ class DataOptions(Options):
 
     root: str | None = None
     """Folder with the public files under their registry paths; hub names are used where it is not given."""
+    published: tuple[str, ...] = ()
+    """Training sources that are fetched from their public address although a root is given, because the root holds
+    a part of them only."""
     skip_missing: bool = False
     """Leave out training stages whose data or judges cannot be reached, with all that starts from them, and say so,
     instead of stopping."""

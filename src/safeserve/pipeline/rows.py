@@ -58,7 +58,9 @@ class Sources:
             return []
         asked = (name, load, *sorted(options.items()))
         if asked not in self.kept:
-            self.kept[asked] = self._read(name, load(name, root=self.recipe.data.root, **options))
+            data = self.recipe.data
+            root = None if name in data.published else data.root
+            self.kept[asked] = self._read(name, load(name, root=root, **options))
         rows, told = self.kept[asked]
         self.account[as_ + name] = {**told, "left_out": dict(told["left_out"])}
         return list(rows)
@@ -112,7 +114,8 @@ def sit_rows(stage: SitStage, sources: Sources) -> list[Demonstration]:
 def public_pairs(stage: DpoStage, sources: Sources) -> list[PreferencePair]:
     """Preference pairs from a source, filtered and drawn as the stage says."""
     pairs = sources.read(stage.pairs, load_pairs, keep=stage.keep)
-    return draw(pairs, stage.n_pairs, sources.recipe.seed_of(stage), "n_pairs")
+    count = stage.n_pairs if stage.pairs_share is None else max(1, round(stage.pairs_share * len(pairs)))
+    return draw(pairs, count, sources.recipe.seed_of(stage), "n_pairs")
 
 
 def own_pair_rows(stage: DpoStage, sources: Sources) -> dict[str, list[Demonstration]]:

@@ -315,7 +315,7 @@ class Run:
     def _discard_conclusions(self) -> None:
         """Remove what rests on evaluations: it must not outlive them, nor a recipe that had another gate."""
         shutil.rmtree(self.folder / "compare", ignore_errors=True)
-        for name in ("verdict.json", "report.html"):
+        for name in ("verdict.json", "report.html", "study.md", "study.json"):
             (self.folder / name).unlink(missing_ok=True)
 
     def _compare(self) -> None:

@@ -46,6 +46,8 @@ class DpoStage(StageOptions, DpoOptions):
     the best and worst samples of an earlier RAFT stage."""
     n_pairs: int | None = Field(None, ge=1)
     """How many, drawn with the seed; all when not given."""
+    pairs_share: float | None = Field(None, gt=0, le=1)
+    """Share of a source's pairs, drawn with the seed, instead of ``n_pairs``; a smaller one is a subset of a larger."""
     keep: Literal["all", "safe", "paper"] = "all"
     """paper: only pairs whose chosen response is safe and better; safe: chosen safe, rejected unsafe; all."""
     sample_temperature: float = Field(0.8, gt=0)
@@ -60,6 +62,8 @@ class DpoStage(StageOptions, DpoOptions):
             raise UserError(f"keep: would be ignored by pairs: {OWN_PAIRS}, which knows what is safe. Remove it.")
         if self.pairs != OWN_PAIRS and (ignored := sorted(given & {"sample_temperature", "sample_tokens"})):
             raise UserError(f"{', '.join(ignored)}: would be ignored, because only pairs: {OWN_PAIRS} samples answers.")
+        if self.pairs_share is not None and (self.n_pairs is not None or self.pairs == OWN_PAIRS or self.from_raft):
+            raise UserError("pairs_share: stands in place of n_pairs, and only for pairs from a source. Remove it.")
         if self.from_raft and self.keep == "paper":
             raise UserError("keep: paper needs published preferences. Use keep: safe, or all.")
         return self

@@ -34,6 +34,7 @@ class ReportInput:
         repeats: stages by those that repeat them with another seed.
         preflights: RAFT stages by what their pre-flight found (iter-1/preflight.json).
         analysis: analysis/analysis.json, or None where there is none of these evaluations.
+        study: study.json, or None where the run is no study.
     """
 
     title: str
@@ -48,6 +49,7 @@ class ReportInput:
     doses: Mapping[str, int] = field(default_factory=dict)
     repeats: Mapping[str, Sequence[str]] = field(default_factory=dict)
     preflights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    study: Mapping[str, Any] | None = None
 
     @property
     def candidate(self) -> str:
@@ -97,6 +99,7 @@ def report_from_run(run_dir: Path) -> ReportInput:
         doses=doses(train),
         repeats=repetitions(train),
         preflights=preflights(run_dir, train),
+        study=read_optional(run_dir / "study.json") if recipe.get("study") else None,
     )
 
 

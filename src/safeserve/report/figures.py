@@ -18,6 +18,7 @@ from safeserve.report.content import ReportInput, report_from_run
 from safeserve.report.overview import RATES, CoverageChart, coverage_charts, trade_off
 from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
 from safeserve.report.seeds import HEADINGS, spreads
+from safeserve.report.study import CLAIM_HEADINGS
 from safeserve.report.tables import markdown_table
 from safeserve.report.words import latex
 
@@ -242,6 +243,11 @@ def _tables(run: ReportInput) -> Iterator[tuple[str, Sequence[str], Sequence[tup
         yield "comparison", headings, compared, 2
     if between := spreads(run.summaries, run.repeats):
         yield "seeds", HEADINGS, [one.cells for one in between], 4
+    if run.study:
+        claims = [(one["claim"], one["outcome"], one["evidence"]) for one in run.study["claims"]]
+        yield "study_claims", CLAIM_HEADINGS, claims, 3
+        for table in run.study["tables"]:
+            yield f"study_{table['name']}", table["headings"], table["rows"], table["left"]
 
 
 def _tabular(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:

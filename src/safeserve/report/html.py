@@ -62,6 +62,7 @@ def render_report(run: ReportInput) -> str:
             script_hash=digest,
             headline=_headline(run),
             panels=panels,
+            study=_study(run.study),
             by_dose=dose_charts(run.summaries, run.doses),
             spreads=[spread.cells for spread in spreads(run.summaries, run.repeats)],
             seeds_headings=HEADINGS,
@@ -95,6 +96,13 @@ def embed_json(value: Any) -> Markup:
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
+
+
+def _study(study: Mapping[str, Any] | None) -> Markup:
+    """The paper's claims and tables beside what was measured; empty where the run is no study."""
+    if study is None:
+        return Markup()
+    return Markup(page_environment().from_string(template("study.html")).render(study=study))
 
 
 def _headline(run: ReportInput) -> dict[str, str]:

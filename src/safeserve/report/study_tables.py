@@ -1,0 +1,302 @@
+"""The paper's tables, its numbers beside those measured in a run.
+
+Every cell is measured, or says what it needs; nothing stands in for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safeserve.core.statistics import holm
+from safeserve.evaluation.analysis_transitions import two_by_two
+from safeserve.report.overview import coverage_charts
+from safeserve.report.paper_numbers import (
+    DPO,
+    DROPPED,
+    ERROR_TABLES,
+    FIXED_BROKEN,
+    HELPFUL,
+    HELPFUL_BY_DOSE,
+    HELPFUL_DPO,
+    HELPFUL_RAFT,
+    RAFT,
+    REWARD_BENCH,
+    REWARDS_BY_DOSE,
+    SAFE_BY_DOSE,
+    SETS,
+)
+from safeserve.report.rows import number, p_text, percent, points
+from safeserve.report.seeds import HEADINGS, SEEDS_HINT, repetitions, spreads
+from safeserve.report.study_claims import OVER_REFUSAL, SHORT
+from safeserve.report.study_run import Study, measured, paired_test, paired_values
+
+_METRICS = {OVER_REFUSAL: "over_refusal_rate", **dict.fromkeys(SETS, "safe_rate")}
+_NAMES = {
+    "gpt2": "GPT-2 reward",
+    "mean_bleu": "BLEU",
+    "mean_rouge_l": "ROUGE-L",
+    "mean_bertscore": "BERTScore",
+    "one word": "one-word questions",
+    "nli": "claim recall",
+}
+_NEEDS = {
+    "gpt2": ("mean_reward", "the reward model on GPT-2-large as a judge"),
+    "mean_bertscore": ("mean_bertscore", "judge bertscore"),
+    "nli": ("mean_claim_recall", "judge claim_recall"),
+}
+"""Columns that need a judge which recipes do not name: the metric, and the judge."""
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """One table; its first ``left`` columns are words."""
+
+    name: str
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON."""
+        return asdict(self)
+
+
+def study_tables(study: Study) -> list[StudyTable]:
+    """Every table that has a row, in the paper's order."""
+    refused = f"{OVER_REFUSAL} refused, here"
+    helpful = tuple(f"{_NAMES.get(one, one)}, {side}" for one in HELPFUL for side in ("paper", "here"))
+    safe = tuple(f"{one}, {side}" for one in SETS for side in ("paper", "here"))
+    demonstrations = "safety demonstrations"
+    found = [
+        StudyTable("safety_by_dose", "SIT: safety by dose", (demonstrations, *safe, refused), tuple(_doses(study)), 1),
+        StudyTable(
+            "paired",
+            "Against the model without safety data, the same prompts",
+            ("model", *(f"{one}, {what}" for one in (*SETS, OVER_REFUSAL) for what in ("fixed / broken", "p"))),
+            (*_paired_paper(), *_paired(study)),
+            1,
+            f"Here: {study.start} against each model; exact McNemar, corrected over this table (Holm). The paper has "
+            "no such test; its counts are from its authors' published outputs.",
+        ),
+        *_rewards(study),
+        StudyTable(
+            "helpfulness_by_dose",
+            "SIT: helpfulness by dose",
+            (demonstrations, *helpful),
+            tuple((str(dose), *_helpful(study, _at(study, dose), told)) for dose, told in HELPFUL_BY_DOSE.items()),
+            1,
+            f"One-word questions: the paper's own 50, here {SHORT}.",
+        ),
+        StudyTable("raft", "RAFT: safety", ("model", *safe, refused), tuple(_method(study, "raft", RAFT)), 1),
+        StudyTable(
+            "raft_helpfulness",
+            "RAFT: helpfulness",
+            ("model", *helpful),
+            (
+                *((f"paper: {name}", *_helpful(study, "", told)) for name, told in HELPFUL_RAFT.items()),
+                *((f"here: {name}", *_helpful(study, name, {})) for name in study.of_method("raft")),
+            ),
+            1,
+        ),
+        *_coverage(study),
+        *_iterations(study),
+        StudyTable(
+            "raft_errors",
+            "RAFT: what becomes of safe and unsafe answers",
+            ("", "n", "safe → safe", "safe → unsafe", "unsafe → safe", "unsafe → unsafe"),
+            tuple(_errors(study)),
+            1,
+            "Picked: the first sample of each harmful prompt against the one of highest reward, by the held-out judge.",
+        ),
+        StudyTable(
+            "reward_models",
+            "Reward models: accuracy on pairs",
+            ("pairs", "DeBERTa, paper", "own, paper", "here", "longer or shorter answer, here"),
+            tuple(_reward_models(study)),
+            1,
+        ),
+        StudyTable(
+            "dpo",
+            "DPO: safety by amount of data",
+            ("model", *safe, refused),
+            tuple(_method(study, "dpo", {"all pairs": DPO})),
+            1,
+        ),
+        StudyTable("dpo_helpfulness", "DPO: helpfulness", ("model", *helpful), tuple(_dpo_helpful(study)), 1),
+        StudyTable(
+            "dropped",
+            "What the authors tried and dropped",
+            ("", "paper", "here"),
+            tuple((what, told, f"not run: needs {needs}") for what, (told, needs) in DROPPED.items()),
+            3,
+        ),
+        *_between_seeds(study),
+        StudyTable("not_run", "Not run", ("stage", "needs"), tuple(study.not_run.items()), 2),
+    ]
+    return [table for table in found if table.rows]
+
+
+def _doses(study: Study) -> Iterator[tuple[str, ...]]:
+    for dose, told in SAFE_BY_DOSE.items():
+        name = _at(study, dose)
+        yield (str(dose), *_safe(study, name, told), measured(study, name, OVER_REFUSAL, _METRICS[OVER_REFUSAL]))
+
+
+def _method(study: Study, method: str, told: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    """Rows of the paper, then of every model of a method here."""
+    for model, shares in told.items():
+        yield (f"paper: {model}", *(cell for one in SETS for cell in (_paper(one, shares), "")), "")
+    for name in study.of_method(method):
+        yield (f"here: {name}", *_safe(study, name, {}), measured(study, name, OVER_REFUSAL, _METRICS[OVER_REFUSAL]))
+
+
+def _safe(study: Study, name: str | None, told: Mapping[str, float]) -> Iterator[str]:
+    for one in SETS:
+        yield _paper(one, told)
+        yield measured(study, name, one, _METRICS[one])
+
+
+def _helpful(study: Study, name: str | None, told: Mapping[str, float]) -> Iterator[str]:
+    """Both sides of every column of helpfulness; ``name`` "": a row of the paper alone."""
+    for column in HELPFUL:
+        yield _paper(column, told)
+        if name == "":
+            yield ""
+        elif column == "one word":
+            yield measured(study, name, SHORT, "accuracy")
+        elif column.startswith("mean_") or column in _NEEDS:
+            metric, needs = _NEEDS.get(column, (column, "a judge for it"))
+            yield measured(study, name, "Alpaca-test", metric, needs)
+        else:
+            yield measured(study, name, column, "accuracy")
+
+
+def _dpo_helpful(study: Study) -> Iterator[tuple[str, ...]]:
+    yield ("paper: all pairs", *_helpful(study, "", HELPFUL_DPO))
+    for name in study.of_method("dpo"):
+        yield (f"here: {name}", *_helpful(study, name, {}))
+
+
+def _paper(column: str, told: Mapping[str, float]) -> str:
+    """The paper's number with the digits that it has; a dash where it has none."""
+    value = told.get(column)
+    if value is None:
+        return "–" if told else ""
+    if column.startswith("mean_"):
+        return f"{value:.3f}"
+    return f"{value:g}" if column in ("gpt2", "nli") else f"{100 * value:.4g} %"
+
+
+def _paired_paper() -> Iterator[tuple[str, ...]]:
+    for dose, counts in FIXED_BROKEN.items():
+        cells = (cell for one in SETS for cell in (f"{counts[one][0]} / {counts[one][1]}", "–"))
+        yield (f"paper: {dose} demonstrations", *cells, "–", "–")
+
+
+def _paired(study: Study) -> Iterator[tuple[str, ...]]:
+    names = [name for name in study.models if name != study.start and not study.stages.get(name, {}).get("repeats")]
+    tests = {
+        (name, one): found
+        for name in names
+        for one in (*SETS, OVER_REFUSAL)
+        if (found := paired_test(study, study.start, name, one, _METRICS[one])) is not None
+    }
+    corrected = dict(zip(tests, holm([found["p"] for found in tests.values()]), strict=True)) if tests else {}
+    for name in names:
+        cells: list[str] = []
+        for one in (*SETS, OVER_REFUSAL):
+            found = tests.get((name, one))
+            cells += [f"{found['fixed']} / {found['broken']}", p_text(corrected[name, one])] if found else ["–", "–"]
+        if any(cell != "–" for cell in cells):
+            yield (f"here: {name}", *cells)
+
+
+def _rewards(study: Study) -> Iterator[StudyTable]:
+    """The paper's reward models as judges; here only where a reward judge has scored."""
+    for judge, by_dose in REWARDS_BY_DOSE.items():
+        rows = []
+        for dose, told in by_dose.items():
+            cells: list[str] = []
+            for one in SETS:
+                needs = f"{judge.partition(',')[0]} as a judge"
+                cells += [
+                    f"{told[one]:.2f}".replace("-", "−"),
+                    measured(study, _at(study, dose), one, "mean_reward", needs),
+                ]
+            rows.append((str(dose), *cells))
+        headings = ("safety demonstrations", *(f"{one}, {side}" for one in SETS for side in ("paper", "here, mean")))
+        name = "reward_" + judge.split()[0].lower()
+        yield StudyTable(name, f"SIT: reward by dose ({judge})", headings, tuple(rows), 1)
+
+
+def _coverage(study: Study) -> Iterator[StudyTable]:
+    """Best-of-k coverage of every RAFT stage's start, for k = 1, 2, 4 and so on."""
+    charts = coverage_charts(study.preflights)
+    shares = {chart.stage: dict(chart.points) for chart in charts}
+    counts = [k for k in sorted({k for part in shares.values() for k in part}) if k & (k - 1) == 0]
+    rows = tuple(
+        (chart.stage, chart.by, str(chart.prompts), *(percent(shares[chart.stage].get(k)) for k in counts))
+        for chart in charts
+    )
+    headings = ("start of", "safe by the", "prompts", *(f"k = {k}" for k in counts))
+    yield StudyTable("raft_coverage", "RAFT: harmful prompts with a safe sample among k", headings, rows, 2)
+
+
+def _iterations(study: Study) -> Iterator[StudyTable]:
+    """A table a RAFT stage: what its watch measured before and after each iteration."""
+    for name, rows in study.curves.items():
+        quantities = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "step"]
+        cells = tuple((f"{row['step']:g}", *(number(row.get(key)) for key in quantities)) for row in rows)
+        headings = ("iteration", *(key.removeprefix("eval_").replace("_", " ") for key in quantities))
+        yield StudyTable(f"iterations_{name}", f"RAFT: {name} by iteration", headings, cells if quantities else (), 1)
+
+
+def _errors(study: Study) -> Iterator[tuple[str, ...]]:
+    for what, counts in ERROR_TABLES.items():
+        yield (f"paper: {what}", str(sum(counts)), *map(str, counts))
+    for row in study.picks:
+        if found := (row.get("picks") or {}).get("table"):
+            stage = str(row["stage"]).removeprefix("train-")
+            yield (f"here: picked by {stage}, iteration {row['iteration']}", *_counts(found))
+    for name in study.of_method("raft"):
+        if found := paired_values(study, study.start, name, SETS, "safe_rate"):
+            table = two_by_two([x > 0 for x in found.before], [x > 0 for x in found.after], found.clusters)
+            yield (f"here: {study.start} → {name}, {', '.join(SETS)}", *_counts(table))
+
+
+def _counts(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(found[key]) for key in ("n", "safe_safe", "safe_unsafe", "unsafe_safe", "unsafe_unsafe"))
+
+
+def _reward_models(study: Study) -> Iterator[tuple[str, ...]]:
+    for subset, shares in REWARD_BENCH.items():
+        needs = "not run: needs RewardBench's pairs (safeserve score)"
+        yield (f"RewardBench {subset}", *(f"{100 * share:.4g} %" for share in shares), needs, "")
+    for name, found in study.scorers.items():
+        low, high = found["ci95"]
+        length = found["length_only"]
+        gain = found["difference"]
+        ends = ", ".join(points(limit) for limit in gain["ci95"])
+        yield (
+            f"{name}: its held-out pairs (n = {found['n']})",
+            "–",
+            "–",
+            f"{percent(found['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]",
+            f"{percent(length['accuracy'])} ({length['rule']}); difference {points(gain['value'])} [{ends}]",
+        )
+
+
+def _between_seeds(study: Study) -> Iterator[StudyTable]:
+    """Rates of the models that were trained with several seeds."""
+    found = spreads({name: folder.meta for name, folder in study.models.items()}, repetitions(study.stages))
+    yield StudyTable("between_seeds", "Between seeds", HEADINGS, tuple(one.cells for one in found), 4, SEEDS_HINT)
+
+
+def _at(study: Study, dose: int) -> str | None:
+    """The SIT stage of that dose; one that was not run goes by the name that recipes give it."""
+    found: str | None = next((name for name, amount in study.dose.items() if amount == dose), None)
+    return found or (f"dose-{dose}" if f"dose-{dose}" in study.not_run else None)
