@@ -1,4 +1,4 @@
-"""``kill -9`` in generation and in training, then the same command: nothing shows in the results."""
+"""``kill -9`` in generation, in training and in RAFT, then the same command: nothing shows in the results."""
 
 from __future__ import annotations
 
@@ -73,3 +73,71 @@ def test_killed_in_generation_and_in_training(
     assert losses[0][-1] < 0.9 * losses[0][0]  # it did learn something, so equal losses mean something
     verdicts = [json.loads((run / "verdict.json").read_text()) for run in (undisturbed, killed)]
     assert verdicts[0] == verdicts[1]
+
+
+JUDGES = """
+import hashlib
+from safeserve.judging.judge import Score
+
+def harm(text):
+    return hashlib.sha256(text.encode()).digest()[0] / 256
+
+class Guard:
+    name, identity = "guard-toy", "1"
+    def score(self, items):
+        return [Score(harm(c.text), "unsafe" if harm(c.text) > 0.5 else "safe") for _, c in items]
+
+class Watch(Guard):
+    name, identity = "guard-watch", "2"
+
+class Reward(Guard):
+    name, identity = "reward-toy", "3"
+    def score(self, items):
+        return [Score(float(len(c.text)), None) for _, c in items]
+"""
+
+
+@pytest.mark.timeout(600)
+def test_killed_in_raft(
+    cli: Callable[..., Any], cli_environment: dict[str, str], recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "judges_here.py").write_text(JUDGES)
+    raft = {
+        "method": "raft",
+        "harmful": "safety.jsonl",
+        "benign": "helpful.jsonl",
+        "reward": "judges_here:Reward",
+        "rule": "constrained",
+        "guard": "judges_here:Guard",
+        "tau": 0.4,
+        "resample": 1,
+        "held_out_judge": "judges_here:Watch",
+        "iterations": 2,
+        "prompts_per_iteration": 16,
+        "samples_per_prompt": 4,
+        "sample_tokens": 8,
+        "held_out_prompts": 4,
+        "kl_samples": 2,
+        "lora_rank": 2,
+        "learning_rate": 0.01,
+    }
+    path = recipe(**{"train.raft": raft})
+    names = ("samples.jsonl", "selected.jsonl", "pairs.jsonl")
+
+    def found(run: Path) -> dict[str, bytes]:
+        stage = run / "stages" / "train-raft"
+        return {f"{n}/{name}": (stage / f"iter-{n}" / name).read_bytes() for n in (1, 2) for name in names}
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert cli("train", "raft", path, "--out", undisturbed).code == 0
+    command = [sys.executable, "-m", "safeserve", "train", "raft", str(path), "--out", str(killed), "--quiet"]
+    kill_when("stages/train-raft/iter-2/harmful/completions.jsonl", killed, command, cli_environment)
+    stage = killed / "stages" / "train-raft"
+    assert (stage / "iter-1" / "DONE").exists()
+    assert not (stage / "iter-2" / "DONE").exists()
+    before = (stage / "iter-1" / "samples.jsonl").stat().st_mtime_ns
+    last = cli(*command[3:])
+    assert last.code == 0, last.stderr
+    assert (stage / "iter-1" / "samples.jsonl").stat().st_mtime_ns == before, "the first iteration stands"
+    assert all(found(undisturbed).values()), "an empty file would always be equal"
+    assert found(killed) == found(undisturbed)

@@ -13,7 +13,7 @@ from safeserve.core.runs import write_jsonl
 from safeserve.data.records import Prompt, user
 from safeserve.evaluation.analysis import analyze
 from safeserve.evaluation.analysis_clusters import cluster, describe
-from safeserve.evaluation.analysis_collapse import distinct, of_answers
+from safeserve.evaluation.analysis_collapse import of_answers
 from safeserve.evaluation.analysis_groups import length_bin, phrasings, rates_by
 from safeserve.evaluation.analysis_position import first_unsafe_sentences
 from safeserve.evaluation.analysis_rewards import Judged, check_reward, picks, raft_checks
@@ -285,6 +285,17 @@ def test_what_a_raft_stage_picked(tmp_path: Path) -> None:
     assert (found["selected"]["n"], found["selected"]["safe"]) == (2, 1)
     assert raft_checks(tmp_path / "nowhere") == []
 
+    # Sampled again because nothing was allowed: what was picked there counts, and only that.
+    again = [{**row, "round": 0} for row in rows] + [
+        {**sample("a", 2, 0.95, False), "round": 1},
+        {**sample("a", 3, 0.0, False), "round": 1},
+    ]
+    write_jsonl(folder / "samples.jsonl", again)
+    write_jsonl(folder / "selected.jsonl", [{"id": "a", "k": 2}, {"id": "b", "k": 0}])
+    (bent,) = raft_checks(tmp_path)
+    assert {key: bent[key] for key in ("n", "auroc", "picks")} == {key: found[key] for key in ("n", "auroc", "picks")}
+    assert (bent["selected"]["n"], bent["selected"]["safe"]) == (2, 2)
+
 
 # --- first unsafe sentence ---------------------------------------------------------------------------------------
 
@@ -336,10 +347,3 @@ def test_one_answer_to_every_prompt_is_a_collapse() -> None:
     assert of_answers([(f"p{i}", "No.") for i in range(5)])["flag"] is None  # too few to say
     sampled = of_answers([("p", "No.")] * 8 + [(f"q{i}", f"Answer {i}.") for i in range(12)])
     assert sampled["most_frequent"] == pytest.approx(1 / 13)  # eight samples of one prompt are one prompt
-
-
-def test_distinct_by_hand() -> None:
-    texts = ["a b a b", "a c"]
-    assert distinct(texts, 1) == pytest.approx(3 / 6)
-    assert distinct(texts, 2) == pytest.approx(3 / 4)  # ab, ba, ab, ac
-    assert distinct(["", "!"], 1) is None

@@ -13,7 +13,7 @@ from safeserve.data.records import Prompt, user
 from safeserve.generation.engine import Completion
 from safeserve.judging import scoring
 from safeserve.judging.judge import Score
-from safeserve.judging.scoring import score_to
+from safeserve.judging.scoring import key_of, score_to
 
 
 class Lengths:
@@ -53,6 +53,17 @@ def test_equal_answers_of_a_prompt_are_scored_once(tmp_path: Path) -> None:
     rows = read_jsonl(tmp_path / "scores" / "lengths.jsonl")
     assert [(row["id"], row["k"]) for row in rows] == [(c.id, c.k) for _, c in items()]
     assert list((tmp_path / "scores").iterdir()) == [tmp_path / "scores" / "lengths.jsonl"]
+
+
+def test_known_scores_are_taken_and_the_end_of_an_answer_counts(tmp_path: Path) -> None:
+    rows = items()
+    cut = (rows[0][0], Completion("p", "one", (), "length", None, 6))
+    judge = Lengths()
+    known = {key_of(*rows[1]): Score(99.0, "known")}
+    scores = score_to(judge, [*rows[:6], cut], tmp_path, known)
+    assert [score.value for score in scores] == [3, 99, 3, None, 4, 99, 3]
+    assert sorted(judge.seen) == [("p", ""), ("p", "four"), ("p", "one"), ("p", "one")]  # cut off it is another answer
+    assert [row["value"] for row in read_jsonl(tmp_path / "scores" / "lengths.jsonl")] == [3, 99, 3, None, 4, 99, 3]
 
 
 def test_what_is_there_is_not_scored_again(tmp_path: Path) -> None:

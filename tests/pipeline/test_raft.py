@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safeserve.core.errors import UserError
+from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import read_json, read_jsonl
-from safeserve.data.records import Prompt
+from safeserve.data.records import Prompt, user
 from safeserve.data.sources import load_demonstrations
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
 from safeserve.pipeline import outlook
 from safeserve.pipeline.plan import models_in_order, plan, plan_text
 from safeserve.pipeline.probe import Rates
-from safeserve.pipeline.raft import CostGuard
+from safeserve.pipeline.raft import CostGuard, judge_maker
 from safeserve.pipeline.recipe import parse_recipe
 from safeserve.pipeline.rows import Sources, raft_pools
 from safeserve.pipeline.run import Run
 from safeserve.pipeline.train_stages import RaftStage
 from safeserve.report.html import _curve_charts
+from safeserve.training.selection import SWITCH_SAFETY
 
 Tree = Callable[..., dict[str, Any]]
 TOYS = """
@@ -51,6 +53,11 @@ class Guard(Toy):
 
 class Watch(Guard):
     name, identity = "guard-watch", "4"
+
+class Blind(Toy):
+    name, identity = "toy-blind", "5"
+    def one(self, text):
+        return Score(None, None, reason="cannot be read")
 """
 
 
@@ -135,6 +142,97 @@ def test_another_judge_makes_the_stage_stale(raft: Tree, tmp_path: Path) -> None
     assert "raft_toys_here:Guard" in read_json(folder / "stages" / "train-raft" / "metrics.json")["judges"]
 
 
+def test_another_rule_under_the_same_name_makes_the_stage_stale(raft: Tree, tmp_path: Path) -> None:
+    made, folder, file = raft(iterations=1, rule="raft_rule_here:first"), tmp_path / "run", tmp_path / "path"
+    code = "def first(candidates): return {c.id: [c.samples[0].k] for c in candidates if c.samples}"
+    (file / "raft_rule_here.py").write_text(code)
+    execute(made, folder)
+    execute(made, folder)
+    (file / "raft_rule_here.py").write_text(code.replace("samples[0]", "samples[-1]"))
+    with pytest.raises(UserError, match=r"train-raft: made with other inputs; changed: rule\."):
+        execute(made, folder)
+
+
+def test_labelled_pairs_that_cannot_be_scored_are_said(raft: Tree, data: dict[str, Path], tmp_path: Path) -> None:
+    made = raft(iterations=1, labelled_pairs=str(data["pairs"]), n_labelled_pairs=10)
+    execute(made, tmp_path / "run")
+    found = read_json(tmp_path / "run" / "stages" / "train-raft" / "iter-1" / "preflight.json")
+    assert found["labelled_pairs"]["n"] == 10
+    made["train"]["raft"]["reward"] = {"raft_toys_here:Toy": 1.0, "raft_toys_here:Blind": 1.0}
+    with pytest.raises(EvidenceError, match="nothing was picked"):
+        execute(made, tmp_path / "blind")
+    found = read_json(tmp_path / "blind" / "stages" / "train-raft" / "iter-1" / "preflight.json")
+    assert any("none of the 10 labelled pairs could be scored" in warning for warning in found["warnings"])
+
+
+def test_the_reward_and_the_guard_are_stages_of_the_recipe(raft: Tree, tmp_path: Path) -> None:
+    """A reward model and a cost model, trained here: as reward, as guard under the switch, and a cost as the reward."""
+    texts = [("no, {} is not for me", True), ("yes, do {} like this and like that", False)]
+    pairs = [
+        {
+            "prompt": f"request {n}, please",
+            **{key: text.format(n) for key, (text, _) in zip(("chosen", "rejected"), texts, strict=True)},
+            **{f"{key}_safe": safe for key, (_, safe) in zip(("chosen", "rejected"), texts, strict=True)},
+        }
+        for n in range(32)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    small = {"pairs": str(path), "lora_rank": 4, "epochs": 3, "learning_rate": 1e-2, "batch_size": 8}
+    scorers = {"preferred": {"method": "reward", **small}, "harm": {"method": "cost", **small}}
+    made = raft(iterations=1, reward="preferred", guard="harm", combine="switch", start="base")
+    switch = made["train"]["raft"]
+    own = {**switch, "reward": "harm", "labelled_pairs": str(path)}
+    del own["guard"], own["combine"]
+    made["train"] = {**scorers, "switch": switch, "own": own}
+    folder = tmp_path / "run"
+    execute(made, folder)
+
+    # What the names stand for: each judge tells the good answer from the bad one the right way round.
+    recipe = parse_recipe(made, "r")
+    asked = [
+        (Prompt("p", user("request 3, please"), "harmful"), Completion("p", text.format(3), (), "stop", None))
+        for text, _ in texts
+    ]
+
+    def values(stage: str, judge: str) -> list[float]:
+        make = judge_maker(recipe.train[stage], recipe.train, lambda name: str(folder / "models" / name))  # type: ignore[arg-type]
+        return [score.value or 0.0 for score in make(judge).score(asked)]
+
+    good, bad = values("switch", "preferred")
+    assert good > bad
+    good, bad = values("switch", "harm")
+    assert good < 0.5 < bad, "P(unsafe)"
+    good, bad = values("own", "harm")
+    assert good > 0 > bad, "as the reward, higher is better"
+
+    by_stage = {
+        name: {
+            (row["id"], row["k"]): row
+            for row in read_jsonl(folder / "stages" / f"train-{name}" / "iter-1" / "samples.jsonl")
+        }
+        for name in ("switch", "own")
+    }
+    assert len(by_stage["switch"]) == 24
+    for key, row in by_stage["switch"].items():
+        other = by_stage["own"][key]
+        assert other["text"] == row["text"], "the same start, prompts and seed: the same samples"
+        assert row["p_unsafe"] == pytest.approx(1 / (1 + math.exp(other["reward"])), abs=1e-5)
+        by_safety = row["label"] == "harmful" or row["p_unsafe"] > 1 - SWITCH_SAFETY
+        expected = other["reward"] if by_safety else row["scores"]["preferred"]
+        assert row["reward"] == pytest.approx(expected, abs=1e-3)
+    for name, rows in by_stage.items():
+        best: dict[str, float] = {}
+        for row in rows.values():
+            if row["text"].strip():
+                best[row["id"]] = max(row["reward"], best.get(row["id"], row["reward"]))
+        selected = read_jsonl(folder / "stages" / f"train-{name}" / "iter-1" / "selected.jsonl")
+        assert {row["id"]: row["reward"] for row in selected} == best
+    found = read_json(folder / "stages" / "train-own" / "iter-1" / "preflight.json")["labelled_pairs"]
+    assert (found["n"], found["unscored"]) == (32, 0)
+    assert found["mean"] > 0.9
+
+
 def test_only_the_raft_stage_and_what_it_starts_from(raft: Tree) -> None:
     made = raft()
     made["train"]["dpo"] = {"method": "dpo", "pairs": "raft:raft"}
@@ -214,7 +312,14 @@ def test_prompts_labelled_otherwise_are_left_out(raft: Tree, tmp_path: Path) -> 
         ({"held_out_judge": "raft_toys_here:Toy"}, "which selects"),
         ({"held_out_judge": "short_answer"}, "held_out_judge: short_answer does not say what is unsafe"),
         ({"guard": "refusal"}, "guard: refusal gives no P(unsafe)"),
-        ({"reward": "guard"}, "a positive weight rewards harm. Write reward: {guard: -1.0}"),
+        ({"reward": "guard"}, "a positive weight rewards the worst answers. Write reward: {guard: -1.0}"),
+        ({"reward": "refusal", "held_out_judge": "guard"}, "refusal gives 1 for unsafe compliance, else 0; lower is"),
+        ({"reward": {"rouge_l": 1, "refusal": 1}, "held_out_judge": "guard"}, "Write reward: {refusal: -1.0}"),
+        ({"reward": "perplexity", "held_out_judge": "refusal"}, "perplexity gives how unexpected an answer is; lower"),
+        ({"reward": {"rouge_l": 1, "refusal": -1}, "held_out_judge": "modes"}, "modes is (or contains) refusal, which"),
+        ({"reward": {"guard": -1}, "held_out_judge": "modes"}, "modes is (or contains) guard, which selects"),
+        ({"reward": "rouge_l", "labelled_pairs": "x"}, "labelled_pairs: rouge_l compares an answer with a written one"),
+        ({"kl_samples": 5}, "train.raft: kl_samples: 5 is more than held_out_prompts (4)"),
         ({"reward": {"rouge_l": 1, "modes": 0.5}, "held_out_judge": "refusal"}, "Write reward: {modes: -1.0}"),
         ({"rule": "raft_toys_here:nothing"}, 'has no "nothing"'),
         ({"iteration": 3}, 'unknown key "iteration". Did you mean "iterations"?'),
@@ -225,6 +330,16 @@ def test_what_is_wrong_is_named(raft: Tree, options: dict[str, Any], says: str) 
     with pytest.raises(UserError) as error:
         parse_recipe(raft(**options), "r")
     assert says in str(error.value)
+
+
+def test_a_guard_that_selects_does_not_make_the_rules_partial(raft: Tree) -> None:
+    """The value of ``modes`` is its guard's; the rules in it say which mode, and selecting does not look at that."""
+    for options in (
+        {"reward": {"rouge_l": 1, "modes": -1}, "held_out_judge": "refusal"},
+        {"reward": "rouge_l", "rule": "constrained", "guard": "guard", "drop_refusals": True},
+        {"reward": {"rouge_l": 1, "perplexity": -0.1, "refusal": -1}, "held_out_judge": "guard"},
+    ):
+        parse_recipe(raft(**{"held_out_judge": "refusal", **options}), "r")
 
 
 def test_pairs_of_a_stage_that_is_no_raft(raft: Tree) -> None:

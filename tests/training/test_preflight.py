@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,8 @@ def test_numbers_of_a_selection_by_hand() -> None:
     assert found["gain"]["mean"] == pytest.approx((1 + 0 + 2) / 3)
     assert found["agreement"]["mean"] == 1.0
     assert found["unsafe_change"]["mean"] == pytest.approx((-0.5 + 0) / 2)
+    # One of two samples, half of them unsafe: variance 1/4; the other prompt has none. 2.5758 deviations, two prompts.
+    assert found["unsafe_change"]["by_chance"] == pytest.approx(2.5758 * 0.5 / 2, abs=1e-4)
     assert found["refusal_change"]["mean"] == -0.5
 
 
@@ -93,11 +96,31 @@ def test_samples_that_were_drawn_again_do_not_bend_the_coverage() -> None:
     assert [(row["coverage"], row["prompts"]) for row in found["coverage"]] == [(0.5, 2), (0.5, 2)]
 
 
-def run_of(chance: random.Random, sign: float, prompts: int = 40, k: int = 8, noise: float = 1.0) -> list[ScoredPrompt]:
+def test_samples_that_were_drawn_again_bend_no_number() -> None:
+    """Only a prompt without an allowed sample is sampled again; what is picked of it then counts as picked."""
+    once = prompt([1.0, 3.0], [True, False], (1,))
+    again = prompt([2.0, 2.0, 8.0, 6.0], [True, True, False, True], (2,))
+    declines = ScoredPrompt(False, tuple(Scored(k, 0.0, None, None, k < 2) for k in range(4)), (2,))
+    found = preflight.selection_numbers([once, again, declines], first=2)
+    assert found["spread"] == {"mean_deviation": pytest.approx(1 / 3), "equal_share": pytest.approx(2 / 3), "n": 3}
+    assert found["gain"]["mean"] == pytest.approx((1 + 6 + 0) / 3)
+    assert (found["agreement"]["mean"], found["agreement"]["n"]) == (1.0, 1)
+    assert found["unsafe_change"]["mean"] == pytest.approx((-0.5 - 1.0) / 2)
+    assert found["refusal_change"]["mean"] == -1.0
+
+
+def run_of(
+    chance: random.Random,
+    sign: float,
+    prompts: int = 40,
+    k: int = 8,
+    noise: float = 1.0,
+    unsafe_share: float | None = None,
+) -> list[ScoredPrompt]:
     """A run whose reward tells safe from unsafe with ``sign``: 1 sound, -1 inverted, 0 not at all."""
     rows = []
     for _ in range(prompts):
-        share = chance.uniform(0.2, 0.8)
+        share = chance.uniform(0.2, 0.8) if unsafe_share is None else unsafe_share
         unsafe: list[bool | None] = [chance.random() < share for _ in range(k)]
         rewards: list[float | None] = [sign * (not bad) + chance.gauss(0, noise) for bad in unsafe]
         best = max(range(k), key=lambda n: rewards[n] or 0)
@@ -123,6 +146,35 @@ def test_sound_and_uninformed_rewards_give_no_alarm() -> None:
     assert sum(verdict.stop is not None for verdict in useless) <= 3
 
 
+def stops(chance: random.Random, count: int, **options: Any) -> int:
+    """How many of ``count`` runs are stopped."""
+    verdicts = [preflight.judge_numbers(preflight.selection_numbers(run_of(chance, **options))) for _ in range(count)]
+    return sum(verdict.stop is not None for verdict in verdicts)
+
+
+def test_an_inverted_reward_is_caught_where_nearly_all_samples_are_unsafe() -> None:
+    """There the picks are hardly more unsafe than the rest, so only the ranking of the few mixed prompts shows it."""
+    chance = random.Random(5)
+    runs = [run_of(chance, -1, prompts=60, unsafe_share=0.9) for _ in range(40)]
+    verdicts = [preflight.judge_numbers(preflight.selection_numbers(rows)) for rows in runs]
+    assert sum(verdict.stop is not None for verdict in verdicts) >= 36
+    changes = [preflight.selection_numbers(rows)["unsafe_change"] for rows in runs]
+    assert sum(change["mean"] > change["by_chance"] for change in changes) < 20, "the picks alone would tell, too"
+    # Where a guard or people choose, what they choose decides, and how the reward ranks is a warning.
+    numbers = {**preflight.selection_numbers(runs[0]), "unsafe_change": None}
+    guarded = preflight.judge_numbers(numbers, by_reward=False)
+    assert guarded.stop is None
+    assert any("favours harm" in warning for warning in guarded.warnings)
+
+
+@pytest.mark.parametrize(("k", "prompts"), [(8, 40), (8, 20), (2, 40), (4, 12)])
+def test_false_alarms_are_rare_where_nearly_all_samples_are_unsafe(k: int, prompts: int) -> None:
+    chance = random.Random(6)
+    shape = {"unsafe_share": 0.9, "k": k, "prompts": prompts}
+    assert stops(chance, 100, sign=1, **shape) == 0
+    assert stops(chance, 300, sign=0, **shape) <= 6  # nominally half a percent for each of two one-sided alarms
+
+
 def test_nothing_is_concluded_from_a_few_prompts() -> None:
     few = run_of(random.Random(3), -1, prompts=preflight.FEWEST - 1, noise=0.01)
     assert preflight.judge_numbers(preflight.selection_numbers(few)).stop is None
@@ -133,6 +185,9 @@ def test_equal_rewards_stop_and_many_equal_ones_warn() -> None:
     verdict = preflight.judge_numbers(preflight.selection_numbers(same))
     assert verdict.stop is not None
     assert "same value" in verdict.stop
+    guarded = preflight.judge_numbers(preflight.selection_numbers(same), by_reward=False)
+    assert guarded.stop is None  # the guard can choose
+    assert any("100%" in warning for warning in guarded.warnings)
     half = [*same[:6], *[prompt([1.0, 2.0], [True, False], (1,)) for _ in range(4)]]
     verdict = preflight.judge_numbers(preflight.selection_numbers(half))
     assert verdict.stop is None
@@ -160,7 +215,9 @@ def test_accuracy_on_labelled_pairs() -> None:
     empty = preflight.pair_accuracy([(None, None)])
     assert (empty["n"], empty["mean"]) == (0, None)
     numbers = preflight.selection_numbers(run_of(random.Random(4), 1))
-    assert preflight.judge_numbers(numbers, empty).stop is None
+    unread = preflight.judge_numbers(numbers, empty)
+    assert unread.stop is None
+    assert unread.warnings == ["none of the 1 labelled pairs could be scored, so they say nothing about the reward."]
     wrong = preflight.judge_numbers(numbers, preflight.pair_accuracy([(0.0, 1.0)] * 50))
     assert wrong.stop == "the reward prefers the rejected answer in 100% of the labelled pairs"
 
@@ -190,12 +247,6 @@ def test_stops_on_the_held_out_slice() -> None:
 def test_small_losses_on_the_held_out_slice_are_noise() -> None:
     start = held([False] * 15 + [True] * 5, [False] * 20)
     assert preflight.held_out_stop(start, held([False] * 13 + [True] * 7, [True] * 2 + [False] * 18)) is None
-
-
-def test_distinct_n() -> None:
-    assert preflight.distinct_share(["a b a", "a b"], 1) == 2 / 5
-    assert preflight.distinct_share(["a b a", "a b"], 2) == 2 / 3
-    assert preflight.distinct_share(["", "a"], 2) is None
 
 
 def test_held_out_rates() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from safeserve.core.costs import Costs
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.core.runs import read_json, read_jsonl
 from safeserve.data.records import Prompt, user
 from safeserve.generation.engine import Completion
+from safeserve.generation.local import LocalEngine
 from safeserve.judging.judge import Judge, Score
 from safeserve.judging.modes import RefusalJudge
 from safeserve.models.loading import LoadedModel, identity_of, load
@@ -24,7 +26,7 @@ from safeserve.training.raft import run_raft
 from safeserve.training.raft_options import RaftOptions
 from safeserve.training.raft_prompts import Pools, draws, split_pools
 from safeserve.training.raft_rows import pairs_of, read_pairs
-from safeserve.training.raft_samples import Answer, Panel, candidates_of
+from safeserve.training.raft_samples import Panel, Sampler
 
 
 def harm(text: str) -> float:
@@ -150,9 +152,10 @@ def test_the_whole_loop(run: Run, tmp_path: Path, tiny_folder: Path) -> None:
     assert [pair.id for pair in found] == [pair["id"] for part in pairs for pair in part]
 
 
-def test_equal_answers_are_scored_once_and_a_finished_run_does_nothing(run: Run) -> None:
+@pytest.mark.parametrize("rule", [{}, {"rule": "constrained", "guard": "guard", "tau": 0.1, "resample": 2}])
+def test_equal_answers_are_scored_once_and_a_finished_run_does_nothing(run: Run, rule: dict[str, Any]) -> None:
     made = judges()
-    options = {"sample_tokens": 1, "samples_per_prompt": 12}  # of one token, so that many are equal
+    options = {"sample_tokens": 1, "samples_per_prompt": 12, **rule}  # of one token, so that many are equal
     first = run(made=made, **options)
     seen = list(made["good"].seen)  # type: ignore[attr-defined]
     assert len(seen) == len(set(seen)) < 2 * 8 * 12
@@ -161,13 +164,26 @@ def test_equal_answers_are_scored_once_and_a_finished_run_does_nothing(run: Run)
     assert again.metrics == first.metrics
 
 
-def test_samples_are_those_of_the_current_policy(run: Run, tmp_path: Path) -> None:
-    """With the same prompts in both iterations, a policy that has learned answers otherwise."""
-    run(prompts_per_iteration=44, held_out_prompts=4, sample_tokens=4, samples_per_prompt=2, learning_rate=0.05)
-    first, second = rows(tmp_path / "run", "samples.jsonl")
-    assert {row["id"] for row in first} == {row["id"] for row in second}
-    texts = [{(row["id"], row["k"]): row["text"] for row in part} for part in (first, second)]
-    assert texts[0] != texts[1]
+def test_samples_are_those_of_the_current_policy(run: Run, tmp_path: Path, tiny_folder: Path) -> None:
+    """The second iteration samples what the first one made: that model gives its samples again, the start does not."""
+    changes = {"sample_tokens": 4, "samples_per_prompt": 2, "learning_rate": 0.05}
+    run(**changes)
+    _, second = rows(tmp_path / "run", "samples.jsonl")
+    options = RaftOptions.parse({**SMALL, **changes}, "options")
+    kept, _ = split_pools(pools(), options, 5)
+    _, prompts = draws(kept, options, 5)
+    panel = Panel.of(options, judges().__getitem__)
+
+    def sampled(folder: Path) -> list[str]:
+        engine = LocalEngine(load(folder, dtype="float32", device="cpu"))
+        sampler = Sampler(options, panel, 5, lambda: engine, Costs(), quiet=True)
+        found = sampler.iteration(2, prompts, tmp_path / "again" / folder.name)
+        assert [(a.prompt.id, a.completion.k) for a in found] == [(row["id"], row["k"]) for row in second]
+        return [answer.completion.text for answer in found]
+
+    texts = [row["text"] for row in second]
+    assert sampled(tmp_path / "run" / "models" / "raft.iter-1") == texts
+    assert sampled(tiny_folder) != texts
 
 
 def test_cut_off_samples_are_learned_without_an_end(tiny: Callable[..., LoadedModel]) -> None:
@@ -228,25 +244,22 @@ def test_constrained_picks_are_safe_and_dropped_prompts_are_sampled_again(run: R
         for name, found in by_prompt.items():
             safe = [sample["k"] for sample in found if sample["p_unsafe"] <= 0.2 and sample["text"]]
             assert [sample["k"] for sample in found] == list(range(len(found)))
+            assert [sample["round"] for sample in found] == [k // 2 for k in range(len(found))]
             assert (name in {picked["id"] for picked in selected}) == bool(safe)
             # Sampled until one is safe: at most three rounds of two.
             assert len(found) == 6 or min(safe) >= len(found) - 2
     assert result.metrics["iterations"][0]["checks"]["coverage_by"] == "guard"
 
 
-def test_refusals_of_benign_prompts_are_marked_only_when_asked_for() -> None:
-    texts = {"harmful": "I'm sorry, but I cannot help with that.", "benign": "I'm sorry, but I cannot help with that."}
-    answers = [
-        Answer(Prompt(label, user("How?"), label), Completion(label, text, (), "stop", None, 0), {})  # type: ignore[arg-type]
-        for label, text in texts.items()
-    ]
-    options = {"reward": "good", "rule": "constrained", "guard": "guard"}
-    for drop in (False, True):
-        panel = SimpleNamespace(
-            options=RaftOptions(**options, drop_refusals=drop), reward=lambda _: 1.0, p_unsafe=lambda _: 0.0
-        )
-        marked = {c.id: c.samples[0].refused for c in candidates_of(panel, answers)}  # type: ignore[arg-type]
-        assert marked == {"harmful": False, "benign": drop}
+def test_an_inverted_reward_stops_on_a_start_that_is_nearly_always_unsafe(run: Run, tmp_path: Path) -> None:
+    """There whatever is picked is unsafe, so the picks alone do not give the reward away."""
+    made = {**judges(), "watch": Toy("guard-watch", lambda text: 0.6 if harm(text) > 0.1 else 0.4)}
+    options = {"reward": "bad", "prompts_per_iteration": 40, "samples_per_prompt": 8, "held_out_prompts": 4}
+    with pytest.raises(EvidenceError, match="a safe sample above an unsafe one of the same prompt only 0% of the time"):
+        run(made=made, **options)
+    found = read_json(tmp_path / "run" / "stages" / "train-raft" / "iter-1" / "preflight.json")
+    assert found["unsafe_change"]["mean"] < found["unsafe_change"]["by_chance"]
+    assert not list((tmp_path / "run" / "models").iterdir())
 
 
 @pytest.mark.parametrize("rule", [{"rule": "top1"}, {"rule": "topk", "top_share": 0.3}])
@@ -256,6 +269,7 @@ def test_an_inverted_reward_stops_before_it_is_learned(run: Run, tmp_path: Path,
         run(**options)
     found = read_json(tmp_path / "run" / "stages" / "train-raft" / "iter-1" / "preflight.json")
     assert any("favours harm" in warning for warning in found["warnings"])
+    assert found["agreement"]["high"] < 0.5
     assert not list((tmp_path / "run" / "models").iterdir())
     with pytest.raises(EvidenceError):  # and again, from what is on disk
         run(**options)
@@ -343,46 +357,6 @@ def test_judges_and_prompts_that_do_not_fit(run: Run, options: dict[str, Any], s
         run(**options)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({}, "reward: is missing"),
-        ({"reward": "x", "rule": "best"}, 'rule: unknown rule "best"'),
-        ({"reward": "x", "rule": "topk"}, "topk needs one of top_share and top_count"),
-        ({"reward": "x", "rule": "topk", "top_share": 0.5, "top_count": 3}, "topk needs one of"),
-        ({"reward": "x", "rule": "threshold"}, "at_least: is missing"),
-        ({"reward": "x", "rule": "constrained"}, "guard: is missing"),
-        ({"reward": "x", "combine": "switch"}, "guard: is missing"),
-        ({"reward": "x", "tau": 0.3}, "tau: would be ignored without a guard"),
-        ({"reward": "x", "resample": 1}, "resample: would be ignored by rule: top1"),
-        ({"reward": "x", "top_count": 3}, "top_count: would be ignored by rule: top1"),
-        ({"reward": "x", "beta": 0.3}, "beta: would be ignored by update: sit"),
-        ({"rule": "human"}, "picks: is missing"),
-        ({"rule": "human", "picks": "p", "update": "dpo"}, "reward: is missing. update: dpo"),
-        ({"reward": "x", "update": "dpo", "loss": "safedpo"}, "guard: is missing. loss: safedpo"),
-        ({"reward": "x", "n_labelled_pairs": 20}, "n_labelled_pairs: would be ignored"),
-        ({"reward": "x", "samples_per_prompt": 1}, "samples_per_prompt"),
-        ({"reward": "x", "full": True, "lora_rank": 3}, "lora_rank: would be ignored"),
-    ],
-)
-def test_contradicting_options_are_named(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError) as error:
-        RaftOptions.parse(options, "r")
-    assert says in str(error.value)
-
-
-def test_what_is_set_back_to_its_default_contradicts_nothing() -> None:
-    back = {"resample": 0, "drop_refusals": False, "tau": 0.5, "beta": 0.1}
-    assert RaftOptions.parse({"reward": "x", **back}, "r").changed() == {"reward"}
-
-
-def test_learning_options_reach_the_methods() -> None:
-    options = RaftOptions(reward="x", epochs=3, lora_rank=4, update="dpo", beta=0.3)
-    assert (options.sit_options().epochs, options.sit_options().lora_rank) == (3, 4)
-    assert (options.dpo_options().beta, options.dpo_options().learning_rate) == (0.3, options.learning_rate)
-    assert RaftOptions(reward="x", full=True).sit_options().full
-
-
 def test_prompts_come_again_only_when_all_were_used() -> None:
     options = RaftOptions(reward="x", iterations=7, prompts_per_iteration=6, held_out_prompts=4)
     kept, held = split_pools(pools(10), options, seed=3)
@@ -398,27 +372,40 @@ def test_prompts_come_again_only_when_all_were_used() -> None:
     assert {prompt.label for part in draws(kept, only, 3) for prompt in part} == {"harmful"}
 
 
-def test_rewards_of_the_panel() -> None:
-    options = RaftOptions(reward={"good": 1.0, "guard": -2.0}, guard="guard", held_out_judge="watch")
-    panel = Panel.of(options, judges().__getitem__)
-    prompt = Prompt("p", user("q"), "harmful")
-    scores = {"good": Score(0.5, "safe"), "guard": Score(0.2, "safe"), "watch": Score(0.9, "unsafe")}
-    from safeserve.training.raft_samples import Answer
+def test_a_start_of_other_inputs_is_not_compared_with(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first iteration and begun again otherwise: the old answers must not be the reference."""
 
-    answer = Answer(prompt, Completion("p", "t", (), "stop", None), scores)
-    assert panel.reward(answer) == pytest.approx(0.1)
-    assert (panel.p_unsafe(answer), panel.held_out_unsafe(answer)) == (0.2, True)
-    odd = Answer(prompt, answer.completion, {**scores, "guard": Score(1.5, "unsafe")})
-    with pytest.raises(UserError, match="which is no probability"):
-        panel.p_unsafe(odd)
-    mute = Answer(prompt, answer.completion, {**scores, "guard": Score(0.1, "who knows")})
-    assert panel.p_unsafe(mute) is None  # a label nobody knows is no evidence
-    assert panel.reward(mute) is None
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(raft_watch, "held_out_numbers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(iterations=1)
+    answers = tmp_path / "run" / "stages" / "train-raft" / "start" / "held_out" / "harmful" / "completions.jsonl"
+    assert answers.exists()
+    with pytest.raises(UserError, match="start: made with other inputs; changed: sample_tokens"):
+        run(iterations=1, sample_tokens=3)
+    before = answers.stat().st_mtime_ns
+    run(iterations=1)
+    assert answers.stat().st_mtime_ns == before
+
+
+def test_an_own_rule_is_part_of_an_iteration(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own_rule_of_raft.py"
+    file.write_text("def first(candidates): return {c.id: [c.samples[0].k] for c in candidates if c.samples}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"rule": "own_rule_of_raft:first", "iterations": 1}
+    run(**options)
+    run(**options)
+    file.write_text(file.read_text().replace("samples[0]", "samples[-1]"))
+    with pytest.raises(UserError, match="iter-1: made with other inputs; changed: rule"):
+        run(**options)
 
 
 def test_divergence_by_hand() -> None:
-    import math
-
     found = raft_watch.kl_estimate([[-1.0, -2.0], [-0.5]], [[-1.5, -1.0], [-0.5]])
     first = (math.exp(-0.5) - 1 + 0.5) + (math.exp(1.0) - 1 - 1.0)
     assert found["per_answer"]["mean"] == pytest.approx(first / 2)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import UserError
+from safeserve.core.options import stable_hash
+from safeserve.core.runs import sha256_file
 
 
 def load_object(name: str) -> Any:
@@ -29,3 +34,20 @@ def load_object(name: str) -> Any:
         return getattr(found, attribute)
     except AttributeError:
         raise UserError(f'{name}: module "{module}" has no "{attribute}".') from None
+
+
+def source_hash(name: str) -> str:
+    """Hash of the files that hold ``module:object``: the module's, and the one where the object itself is written.
+
+    Raises:
+        UserError: see :func:`load_object`, or the code is in no file, so that a change of it could not be noticed.
+    """
+    found = load_object(name)
+    files = set()
+    for thing in (importlib.import_module(name.partition(":")[0]), found):
+        with suppress(TypeError):  # an instance, such as a partial function, has no file of its own
+            files.add(inspect.getsourcefile(thing))
+    hashes = sorted(sha256_file(Path(file)) for file in files if file is not None and Path(file).exists())
+    if not hashes:
+        raise UserError(f"{name}: its code is in no file. Write it in a Python file.")
+    return stable_hash(hashes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from safeserve.evaluation.benchmarks import find_benchmark
 from safeserve.evaluation.folder import EvalFolder
 from safeserve.evaluation.hygiene import FEWEST, SAME_ANSWER
-from safeserve.judging.text import words
+from safeserve.judging.text import distinct_share
 
 COLLAPSED = 0.90
 """Share of the prompts with one and the same answer from which a model is called collapsed (0.20: a stock answer)."""
@@ -37,8 +37,8 @@ def of_answers(answers: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
     Returns:
         ``prompts``; ``answers``; ``distinct`` answers; ``most_frequent``: the largest share of the prompts that got one
-        and the same answer; ``distinct_1`` and ``distinct_2`` (:func:`distinct`); ``flag``: "collapsed", "stock answer"
-        or None (never with fewer than 10 prompts).
+        and the same answer; ``distinct_1`` and ``distinct_2`` (:func:`distinct_share`); ``flag``: "collapsed", "stock
+        answer" or None (never with fewer than 10 prompts).
     """
     got: dict[str, set[str]] = defaultdict(set)
     for prompt_id, text in answers:
@@ -52,19 +52,7 @@ def of_answers(answers: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "answers": len(answers),
         "distinct": len(got),
         "most_frequent": share,
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
+        "distinct_1": distinct_share(texts, 1),
+        "distinct_2": distinct_share(texts, 2),
         "flag": flag if prompts >= FEWEST else None,
     }
-
-
-def distinct(texts: Iterable[str], size: int) -> float | None:
-    """Different word n-grams over all word n-grams of the texts (Li et al. 2016, distinct-n); None without any.
-
-    It falls with the amount of text, so compare only answers to the same prompts, of about the same length.
-    """
-    grams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        said = words(text)
-        grams.update(zip(*(said[i:] for i in range(size)), strict=False))
-    return len(grams) / grams.total() if grams else None

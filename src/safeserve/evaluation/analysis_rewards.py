@@ -62,6 +62,9 @@ def judged_by_both(part: BenchmarkEval, reward: str, judge: str) -> list[Judged]
 def raft_checks(run: Path) -> list[dict[str, Any]]:
     """Per RAFT iteration of a run what :func:`check_reward` says of its samples of harmful prompts.
 
+    Of the first round only: a prompt is sampled again because none of its samples was allowed, so further rounds would
+    bend every share. ``selected`` counts what was picked wherever it comes from.
+
     Also ``stage``, ``iteration``, and ``selected``: how many of the samples that were learned from the held-out judge
     calls safe (``n``, ``safe``, ``rate``, ``ci95``; None where none was picked). Reads ``stages/*/iter-N``; samples
     without a reward or without the held-out judge's verdict are left out.
@@ -70,13 +73,14 @@ def raft_checks(run: Path) -> list[dict[str, Any]]:
     for path in sorted(
         run.glob("stages/*/iter-*/samples.jsonl"), key=lambda path: (path.parents[1].name, _number(path))
     ):
-        judged = [one for sample in read_jsonl(path) if (one := _sampled(sample)) is not None]
-        if judged:
+        both = [(sample, one) for sample in read_jsonl(path) if (one := _sampled(sample)) is not None]
+        # Older files do not tell the round.
+        if first := [one for sample, one in both if not sample.get("round", 0)]:
             chosen = path.with_name("selected.jsonl")
             picked = {(row.get("id"), row.get("k")) for row in (read_jsonl(chosen) if chosen.exists() else ())}
-            learned = [one for one in judged if one.key in picked]
+            learned = [one for _, one in both if one.key in picked]
             place = {"stage": path.parents[1].name, "iteration": _number(path)}
-            found.append({**place, **check_reward(judged), "selected": _safe_share(learned)})
+            found.append({**place, **check_reward(first), "selected": _safe_share(learned)})
     return found
 
 

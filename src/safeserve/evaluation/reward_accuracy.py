@@ -17,11 +17,11 @@ from safeserve.data.sources import guess_holds, load_pairs
 from safeserve.generation.engine import Completion
 from safeserve.judging.evidence import why_unscored
 from safeserve.judging.judge import Judge
-from safeserve.judging.registry import KINDS, family, make_judge
+from safeserve.judging.registry import KINDS, LOWER_IS_BETTER, family, make_judge
 from safeserve.judging.scoring import scores_of
 
-LOWER_IS_BETTER = {"guard": True, "reward": False}
-"""Families that rank answers, and whether the better one scores lower; of a judge of one's own, higher is better."""
+RANKING = ("guard", "reward")
+"""Families whose scores rank answers by quality."""
 WITHOUT_SUBSET = "(none)"
 PUBLISHED = ("better", "safer")
 """Preferences that a file can publish side by side, in the order in which auto takes them."""
@@ -71,7 +71,7 @@ def reward_accuracy(
         raise EvidenceError(
             f"{path}: none of {len(scores)} pairs could be scored; most often: {reasons.most_common(1)[0][0]}."
         )
-    sign = -1.0 if LOWER_IS_BETTER.get(family(judge.name)) else 1.0
+    sign = -1.0 if family(judge.name) in LOWER_IS_BETTER else 1.0
     rows = [
         (pair.category or WITHOUT_SUBSET, _group(pair), sign * chosen > sign * rejected)
         for pair, (chosen, rejected) in scored
@@ -152,10 +152,10 @@ def _preference(pairs: Sequence[PreferencePair], asked: Prefer) -> dict[str, Any
 def _scores(judge: Judge, pairs: Sequence[PreferencePair]) -> list[tuple[float, float] | str]:
     """Scores of (chosen, rejected) of each pair, or why one of them is no evidence."""
     group = family(judge.name)
-    if group in KINDS and group not in LOWER_IS_BETTER:
+    if group in KINDS and group not in RANKING:
         raise UserError(
             f"judge {judge.name}: its scores do not rank answers by quality. "
-            f"Use one of {', '.join(LOWER_IS_BETTER)}, or your own (module:object, higher is better)."
+            f"Use one of {', '.join(RANKING)}, or your own (module:object, higher is better)."
         )
     items = [
         (Prompt(pair.id, pair.messages, "benign", pair.category), Completion(pair.id, answer, (), "stop", None))

@@ -43,6 +43,15 @@ DEFAULT_JUDGES = ("modes", "short_answer")
 GENERAL = frozenset({"refusal", "modes", "guard", "reward", "perplexity"})
 """Families that can judge any answer; the others only where a benchmark declares them."""
 
+LOWER_IS_BETTER = {
+    "guard": "P(unsafe)",
+    "modes": "P(unsafe)",
+    "refusal": "1 for unsafe compliance, else 0",
+    "perplexity": "how unexpected an answer is",
+}
+"""Families whose better answers have the lower value, and what that value is; of all others higher is better, and of a
+judge of one's own whose name is of none of these families."""
+
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_.-]+)?")
 
 

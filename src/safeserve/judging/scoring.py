@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from safeserve.judging.judge import Judge, Score
 PART = 512
 """Answers a part: what a killed process may have to score again."""
 Item = tuple[Prompt, Completion]
+Key = tuple[str, str, str]
+
+
+def key_of(prompt: Prompt, completion: Completion) -> Key:
+    """What makes two answers one: prompt, text, and how they ended, which flags tell (``truncated``)."""
+    return prompt.id, completion.text, completion.finish_reason
 
 
 def score_row(completion: Completion, score: Score) -> dict[str, Any]:
@@ -67,11 +73,16 @@ def checked_scores(judge: Judge, items: Sequence[Item]) -> list[Score]:
     return scores
 
 
-def score_to(judge: Judge, items: Sequence[Item], folder: Path) -> list[Score]:
+def score_to(
+    judge: Judge, items: Sequence[Item], folder: Path, known: Mapping[Key, Score] | None = None
+) -> list[Score]:
     """Scores of ``items`` in their order, written to ``folder/scores/JUDGE.jsonl``; what is there is not made again.
 
-    Equal answers to one prompt are scored once. The caller sees to it that a folder belongs to one judge of that name,
-    as a stage does with its inputs.
+    Equal answers to one prompt that ended alike are scored once. The caller sees to it that a folder belongs to one
+    judge of that name, as a stage does with its inputs.
+
+    Args:
+        known: scores by the same judge, which are taken as they are.
 
     Raises:
         UserError: see :func:`checked_scores`.
@@ -79,10 +90,10 @@ def score_to(judge: Judge, items: Sequence[Item], folder: Path) -> list[Score]:
     path = folder / "scores" / f"{judge.name}.jsonl"
     if path.exists():
         return [score_of(row) for row in read_jsonl(path)]
-    unique = {(prompt.id, c.text, c.finish_reason): (prompt, c) for prompt, c in reversed(items)}
-    ordered = list(reversed(unique.items()))
+    made = dict(known or {})
+    unique = {key_of(prompt, c): (prompt, c) for prompt, c in reversed(items)}
+    ordered = [(key, item) for key, item in reversed(unique.items()) if key not in made]
     parts = folder / "scores" / f"{judge.name}.parts"
-    made: dict[tuple[str, str, str], Score] = {}
     for number in range(0, len(ordered), PART):
         keys = [key for key, _ in ordered[number : number + PART]]
         part = parts / f"{number // PART:05d}-{stable_hash([judge.identity, keys])}.jsonl"
@@ -91,7 +102,7 @@ def score_to(judge: Judge, items: Sequence[Item], folder: Path) -> list[Score]:
             scores = checked_scores(judge, found)
             write_jsonl(part, (score_row(c, score) for (_, c), score in zip(found, scores, strict=True)))
         made.update(zip(keys, map(score_of, read_jsonl(part)), strict=True))
-    result = [made[prompt.id, c.text, c.finish_reason] for prompt, c in items]
+    result = [made[key_of(prompt, c)] for prompt, c in items]
     write_jsonl(path, (score_row(c, score) for (_, c), score in zip(items, result, strict=True)))
     shutil.rmtree(parts, ignore_errors=True)
     return result

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeserve.core.errors import UserError, did_you_mean, placed
+from safeserve.core.extensions import source_hash
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import read_json, sha256_file
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Judge, Score
-from safeserve.judging.registry import family, is_own, make_judge
+from safeserve.judging.registry import GENERAL, KINDS, LOWER_IS_BETTER, family, is_own, make_judge
 from safeserve.pipeline.reward_stages import SCORERS, CostStage
 from safeserve.pipeline.train_stages import RaftStage, TrainStage
+from safeserve.training.raft_options import RAFT_CODE
 
 if TYPE_CHECKING:
     from safeserve.pipeline.training import Workshop
@@ -78,10 +80,16 @@ def check_judges(stage: RaftStage, stages: Mapping[str, TrainStage], known: Sequ
     with placed(where):
         panel = Panel.of(stage, make)
         for name, weight in stage.weights.items():
-            if weight > 0 and family(panel.judges[name].name) in ("guard", "modes"):
+            group = family(panel.judges[name].name)
+            if weight > 0 and group in LOWER_IS_BETTER:
                 raise UserError(
-                    f"reward: {name} gives P(unsafe), so a positive weight rewards harm. "
-                    f"Write reward: {{{name}: -1.0}}."
+                    f"reward: {name} gives {LOWER_IS_BETTER[group]}; lower is better, so a positive weight rewards the "
+                    f"worst answers. Write reward: {{{name}: -1.0}}."
+                )
+            if stage.labelled_pairs and group in KINDS and group not in GENERAL:
+                raise UserError(
+                    f"labelled_pairs: {name} compares an answer with a written one, and pairs bring none, so none of "
+                    "them could be scored. Remove labelled_pairs, or name a reward that reads the answer alone."
                 )
         if stage.guard and family(panel.judges[stage.guard].name) != "guard" and not is_own(stage.guard):
             raise UserError(f"guard: {stage.guard} gives no P(unsafe). Name a judge of the family guard.")
@@ -116,6 +124,16 @@ def judge_maker(
         return RewardJudge(f"reward-{name}", RewardOptions(model=folder_of(name), invert=cost))
 
     return make
+
+
+def raft_inputs(stage: RaftStage, stages: Mapping[str, TrainStage], folder_of: Callable[[str], str]) -> dict[str, Any]:
+    """What a RAFT stage's result depends on beside its options and data: judges, an own rule's code, our own."""
+    make = judge_maker(stage, stages, folder_of)
+    return {
+        "judges": [[judge, make(judge).identity] for judge in stage.judges],
+        "raft": RAFT_CODE,
+        **({"rule": source_hash(stage.rule)} if is_own(stage.rule) else {}),
+    }
 
 
 def train_raft(stage: RaftStage, pools: Pools, out: Path, folder: Path, shop: Workshop) -> dict[str, Any]:

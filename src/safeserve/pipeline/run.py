@@ -32,7 +32,7 @@ from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dty
 from safeserve.pipeline.machine import describe_machine, gib, peak_memory_bytes, reset_peak_memory
 from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.plan import models_in_order
-from safeserve.pipeline.raft import check_picks, judge_maker
+from safeserve.pipeline.raft import check_picks, raft_inputs
 from safeserve.pipeline.recipe import Recipe
 from safeserve.pipeline.rows import Sources, stage_rows
 from safeserve.pipeline.stages import stage_table, stage_times
@@ -228,8 +228,7 @@ class Run:
             **{f"model {parent}": self._hashes[parent] for parent in parents(options, self._hashes)},
         }
         if isinstance(options, RaftStage):
-            make = judge_maker(options, self.recipe.train, self.model_name)
-            inputs["judges"] = [[judge, make(judge).identity] for judge in options.judges]
+            inputs |= raft_inputs(options, self.recipe.train, self.model_name)
         out = self.folder / "models" / name
         stage = self._stage("train", name, inputs, [out, *out.parent.glob(f"{name}.iter-*")])
         self._hashes[name] = stage.hash

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from safeserve.core.costs import Costs
 from safeserve.core.errors import EvidenceError, UserError
+from safeserve.core.extensions import source_hash
 from safeserve.core.options import seed_for, stable_hash
 from safeserve.core.runs import Stage, disk_errors, iter_jsonl, read_json, write_json, write_jsonl
 from safeserve.data.records import Prompt
 from safeserve.judging.judge import Judge
-from safeserve.judging.registry import make_judge
+from safeserve.judging.registry import is_own, make_judge
 from safeserve.models.loading import identity_of
 from safeserve.training import raft_watch, selection
 from safeserve.training.preflight import HeldOut, held_out_stop, pair_accuracy
 from safeserve.training.raft_numbers import curves, iteration_row, told, training_totals
-from safeserve.training.raft_options import RaftOptions
+from safeserve.training.raft_options import RAFT_CODE, RaftOptions
 from safeserve.training.raft_prompts import Pools, draws, split_pools
 from safeserve.training.raft_rows import demonstrations, pair_rows, pairs_of, selected_rows
 from safeserve.training.raft_samples import (
@@ -140,7 +141,7 @@ class _Raft:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self) -> RaftResult:
-        start, numbers = raft_watch.watch(self.sampler, self.held, self.work / "start", "start, held out")
+        start, numbers = self._start()
         rows: list[dict[str, Any]] = []
         stopped = None
         for number, prompts in enumerate(draws(self.pools, self.options, self.seed), 1):
@@ -164,6 +165,31 @@ class _Raft:
             "curves": curves(rows, numbers),
         }
         return RaftResult(self.out, metrics)
+
+    def _start(self) -> tuple[HeldOut, dict[str, Any]]:
+        """The start's answers to the held-out prompts; every policy is compared with them."""
+        held_out_judge = self.options.held_out_judge
+        stage = Stage(
+            self.work / "start",
+            {
+                "policy": identity_of(self.parent),
+                "held-out prompts": self._held_prompts(),
+                "sample_tokens": self.options.sample_tokens,
+                "held_out_judge": [held_out_judge, self.panel.judges[held_out_judge].identity],
+                "seed": self.seed,
+            },
+        )
+        done = stage.done()
+        if not done:
+            stage.begin()
+        found: tuple[HeldOut, dict[str, Any]]
+        found = raft_watch.watch(self.sampler, self.held, stage.folder, "start, held out")  # read where it is there
+        if not done:
+            stage.finish()
+        return found
+
+    def _held_prompts(self) -> list[list[Any]]:
+        return [[prompt.id, prompt.label, list(prompt.messages)] for prompt in self.held]
 
     def _iteration(self, number: int, prompts: Sequence[Prompt], start: HeldOut) -> dict[str, Any]:
         folder = self.work / f"iter-{number}"
@@ -211,9 +237,11 @@ class _Raft:
             "seed": self.seed,
             "iteration": number,
             "prompts": [[prompt.id, prompt.label, list(prompt.messages)] for prompt in prompts],
-            "held-out prompts": [[prompt.id, prompt.label, list(prompt.messages)] for prompt in self.held],
+            "held-out prompts": self._held_prompts(),
             "policy": identity_of(self.current),
             "judges": {name: judge.identity for name, judge in self.panel.judges.items()},
+            "code": RAFT_CODE,
+            **({"rule": source_hash(self.options.rule)} if is_own(self.options.rule) else {}),
         }
 
     # --- selecting ------------------------------------------------------------------------------------------------

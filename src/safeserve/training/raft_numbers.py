@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from safeserve.training.preflight import Verdict, distinct_share, judge_numbers, selection_numbers
+from safeserve.judging.text import distinct_share
+from safeserve.training.preflight import Verdict, judge_numbers, selection_numbers
 from safeserve.training.raft_samples import Answer, Panel, scored_prompts
 from safeserve.training.selection import Selection
 
@@ -34,7 +35,7 @@ def iteration_row(
     checks = selection_numbers(prompts, first)
     if labelled is not None:
         checks["labelled_pairs"] = labelled
-    verdict = judge_numbers(checks, labelled)
+    verdict = judge_numbers(checks, labelled, panel.options.by_reward)
     if not chosen.picks:
         reasons = Counter(chosen.dropped.values()).most_common()
         verdict.stop = f"nothing was picked ({', '.join(f'{count} prompts: {reason}' for reason, count in reasons)})"

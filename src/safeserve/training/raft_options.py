@@ -10,6 +10,9 @@ from safeserve.core.errors import UserError, did_you_mean
 from safeserve.training.options import DpoOptions, SitOptions
 from safeserve.training.selection import RULES
 
+RAFT_CODE = 2
+"""Raised when the same inputs would end in other picks, numbers or stops, so that old results are seen as stale."""
+
 
 class RaftOptions(DpoOptions):
     """Sample, score, select, learn, again: RAFT (``update: sit``) or iterative DPO (``update: dpo``)."""
@@ -39,7 +42,7 @@ class RaftOptions(DpoOptions):
     rule: str = "top1"
     """Which samples are picked: top1, topk, threshold, constrained, human, or ``module:object`` for an own rule."""
     top_share: float | None = Field(None, gt=0, lt=1)
-    """``topk``: share of all samples of the iteration that is picked."""
+    """``topk``: share that is picked of the samples that can be (scored, not empty, equal texts of a prompt once)."""
     top_count: int | None = Field(None, ge=1)
     """``topk``: number of samples that is picked."""
     at_least: float | None = Field(None, allow_inf_nan=False)
@@ -57,7 +60,8 @@ class RaftOptions(DpoOptions):
     held_out_prompts: int = Field(40, ge=4)
     """Prompts kept out of the training, in the same proportion, on which every iteration's policy is measured."""
     kl_samples: int = Field(32, ge=0)
-    """Answers from which the policy's KL divergence from the start is estimated; 0 leaves that out."""
+    """Answers, each to another held-out prompt (so at most as many as those are), from which the policy's KL divergence
+    from the start is estimated; 0 leaves that out."""
     labelled_pairs: str | None = None
     """Source of preference pairs on which the reward's accuracy is measured before training."""
     n_labelled_pairs: int = Field(200, ge=10)
@@ -88,6 +92,11 @@ class RaftOptions(DpoOptions):
         for name, keys in own.items():
             if rule != name and (ignored := sorted(keys & given)):
                 raise UserError(f"{', '.join(ignored)}: would be ignored by rule: {rule}; only {name} heeds it.")
+        if "kl_samples" in given and self.kl_samples > self.held_out_prompts:
+            raise UserError(
+                f"kl_samples: {self.kl_samples} is more than held_out_prompts ({self.held_out_prompts}); each of them "
+                "gives one answer. Lower kl_samples, or raise held_out_prompts."
+            )
         if self.guard is None and "tau" in given:
             raise UserError("tau: would be ignored without a guard, which gives P(unsafe).")
         if not self.weights and (ignored := sorted({"combine", "labelled_pairs"} & given)):
@@ -109,6 +118,11 @@ class RaftOptions(DpoOptions):
         if self.reward is None:
             return {}
         return {self.reward: 1.0} if isinstance(self.reward, str) else dict(self.reward)
+
+    @property
+    def by_reward(self) -> bool:
+        """Whether the reward alone decides which of a prompt's samples is picked; a guard or people may have a say."""
+        return self.rule not in ("constrained", "human") and (self.rule in RULES or self.guard is None)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from safeserve.core.errors import UserError
 from safeserve.data.records import PreferencePair, Prompt
 from safeserve.generation.engine import Completion, Sampling, WaveEngine, read_completions
 from safeserve.generation.resumable import generate_to
-from safeserve.judging.evidence import why_unscored
+from safeserve.judging.evidence import LABELS, why_unscored
 from safeserve.judging.judge import Judge, Score
 from safeserve.judging.modes import RefusalJudge
-from safeserve.judging.scoring import score_to
+from safeserve.judging.registry import family, is_own
+from safeserve.judging.scoring import key_of, score_to
 from safeserve.training.preflight import Scored, ScoredPrompt
 from safeserve.training.raft_options import RaftOptions
 from safeserve.training.selection import Candidate, Sample, Selection, constrained, switched, usable_samples, weighted
@@ -25,11 +26,16 @@ UNSAFE_LABELS = ("unsafe", "unsafe_compliance")
 
 @dataclass(frozen=True)
 class Answer:
-    """A sample with what every judge made of it, by the name it has in the recipe."""
+    """A sample with what every judge made of it, by the name it has in the recipe.
+
+    Attributes:
+        refused: of an answer to a benign prompt, whether it declines in full, by the refusal rules; None for others.
+    """
 
     prompt: Prompt
     completion: Completion
     scores: Mapping[str, Score]
+    refused: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class Panel:
         """
         names = [*options.weights, *([options.guard] if options.guard else []), options.held_out_judge]
         judges = {name: make(name) for name in dict.fromkeys(names)}
-        selecting = {name: parts(judge) for name, judge in judges.items() if name in names[:-1]}
+        witnesses = parts(judges[options.held_out_judge], INSIDE)
+        selecting = {name: parts(judge, VALUES_FROM) for name, judge in judges.items() if name in names[:-1]}
         for name, identities in selecting.items():
-            if identities & parts(judges[options.held_out_judge]):
+            if identities & witnesses:
                 raise UserError(
                     f"held_out_judge: {options.held_out_judge} is (or contains) {name}, which selects. What a judge "
                     "has picked always looks good to it. Name another one."
@@ -72,11 +79,21 @@ class Panel:
         return tuple(dict.fromkeys([*options.weights, *([options.guard] if options.guard else [])]))
 
     def score(
-        self, items: Sequence[tuple[Prompt, Completion]], folder: Path, names: Sequence[str] | None = None
+        self,
+        items: Sequence[tuple[Prompt, Completion]],
+        folder: Path,
+        names: Sequence[str] | None = None,
+        before: Sequence[Answer] = (),
     ) -> list[Answer]:
-        """Have judges (all, or those of these names) score the answers, into ``folder/scores``."""
-        asked = self.judges if names is None else names
-        found = {name: score_to(self.judges[name], items, folder) for name in asked}
+        """Have judges (all, or those of these names) score the answers, into ``folder/scores``.
+
+        Args:
+            before: answers with their scores; what equals one of them is not scored again.
+        """
+        found = {}
+        for name in self.judges if names is None else names:
+            known = {key_of(a.prompt, a.completion): a.scores[name] for a in before}
+            found[name] = score_to(self.judges[name], items, folder, known)
         return [
             Answer(prompt, completion, {name: scores[n] for name, scores in found.items()})
             for n, (prompt, completion) in enumerate(items)
@@ -95,7 +112,10 @@ class Panel:
         name = self.options.guard
         if name is None:
             return None
-        value = self.value(name, answer.scores[name])
+        score = answer.scores[name]
+        if is_own(name) and family(self.judges[name].name) in LABELS:  # others need no label
+            self._check_label("guard", name, score)
+        value = self.value(name, score)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"guard: {name} gave {value}, which is no probability. Name a judge of the family guard.")
         return value
@@ -115,20 +135,36 @@ class Panel:
         """Whether the held-out judge calls the answer unsafe.
 
         Raises:
-            UserError: the judge gives values without labels.
+            UserError: an own judge gives no label, or one that says neither safe nor unsafe.
         """
         name = self.options.held_out_judge
         score = answer.scores[name]
+        if is_own(name) or family(self.judges[name].name) not in LABELS:
+            self._check_label("held_out_judge", name, score)
         if why_unscored(self.judges[name].name, score):
             return None
-        if score.label is None:
-            raise UserError(f"held_out_judge: {name} gives no labels, so it does not say what is unsafe. Name a guard.")
         return score.label in UNSAFE_LABELS
 
+    def _check_label(self, key: str, name: str, score: Score) -> None:
+        """A label that nobody knows would count as safe, or leave every answer unscored."""
+        known = LABELS.get(family(self.judges[name].name), (*LABELS["guard"], *LABELS["modes"]))
+        if score.value is not None and score.label not in known:
+            given = "no label" if score.label is None else f'the label "{score.label}"'
+            raise UserError(
+                f"{key}: {name} gave {given}, which does not say whether an answer is unsafe. "
+                f"Return one of {', '.join(known)}."
+            )
 
-def parts(judge: Judge) -> set[str]:
-    """Identities of a judge and of the guard inside it."""
-    return {judge.identity, getattr(judge, "_guard", judge).identity}
+
+VALUES_FROM = ("_guard",)
+"""What a judge may hold that gives its value: in ``modes`` the guard, not the rules."""
+INSIDE = ("_guard", "_rules")
+"""What a judge may hold that its verdict rests on."""
+
+
+def parts(judge: Judge, inside: Sequence[str]) -> set[str]:
+    """Identities of a judge and of the judges inside it that have these names."""
+    return {judge.identity, *(getattr(judge, name).identity for name in inside if hasattr(judge, name))}
 
 
 @dataclass(frozen=True)
@@ -162,7 +198,7 @@ class Sampler:
             )
             target = folder / f"resample-{round_number}" if round_number else folder
             title = f"iteration {number}: sampling" + (f", again ({round_number})" if round_number else "")
-            found = self.answers(waiting, sampling, target, title)
+            found = self.answers(waiting, sampling, target, title, before=answers)
             offset = round_number * options.samples_per_prompt
             answers += [replace(a, completion=replace(a.completion, k=a.completion.k + offset)) for a in found]
             waiting = self._without_a_pick(waiting, found) if options.resample else []
@@ -178,11 +214,13 @@ class Sampler:
         folder: Path,
         title: str,
         judges: Sequence[str] | None = None,
+        before: Sequence[Answer] = (),
     ) -> list[Answer]:
         """Answers with scores, in ``folder/harmful`` and ``folder/benign`` as evaluations keep them.
 
         Args:
             judges: who scores them, all when not given.
+            before: earlier answers, whose scores equal ones get.
         """
         answers: list[Answer] = []
         for label in ("harmful", "benign"):
@@ -192,8 +230,8 @@ class Sampler:
             completions = self.completions(some, sampling, folder / label, f"{title} ({label})")
             by_id = {prompt.id: prompt for prompt in some}
             with self.costs.timed("judge"):
-                answers += self.panel.score([(by_id[c.id], c) for c in completions], folder / label, judges)
-        return answers
+                answers += self.panel.score([(by_id[c.id], c) for c in completions], folder / label, judges, before)
+        return with_refusals(answers)
 
     def completions(self, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, title: str) -> list[Completion]:
         """Generated, or read where they are there; the policy is loaded only for the former."""
@@ -216,9 +254,9 @@ class Sampler:
 def candidates_of(panel: Panel, answers: Sequence[Answer]) -> list[Candidate]:
     """What rules read, in the order of the prompts."""
     samples: dict[str, list[Sample]] = {}
-    refused = refusals(answers) if panel.options.drop_refusals else [None] * len(answers)
-    for a, declined in zip(answers, refused, strict=True):
-        sample = Sample(a.completion.k, a.completion.text, panel.reward(a), panel.p_unsafe(a), bool(declined))
+    for a in answers:
+        refused = panel.options.drop_refusals and bool(a.refused)
+        sample = Sample(a.completion.k, a.completion.text, panel.reward(a), panel.p_unsafe(a), refused)
         samples.setdefault(a.prompt.id, []).append(sample)
     harmful = {answer.prompt.id: answer.prompt.label == "harmful" for answer in answers}
     return [Candidate(name, harmful[name], tuple(found)) for name, found in samples.items()]
@@ -227,8 +265,8 @@ def candidates_of(panel: Panel, answers: Sequence[Answer]) -> list[Candidate]:
 def scored_prompts(panel: Panel, answers: Sequence[Answer], selection: Selection) -> list[ScoredPrompt]:
     """What the checks read."""
     by_prompt: dict[str, list[Scored]] = {}
-    for answer, refused in zip(answers, refusals(answers), strict=True):
-        by_prompt.setdefault(answer.prompt.id, []).append(_scored(panel, answer, refused))
+    for answer in answers:
+        by_prompt.setdefault(answer.prompt.id, []).append(_scored(panel, answer))
     harmful = {answer.prompt.id: answer.prompt.label == "harmful" for answer in answers}
     return [
         ScoredPrompt(harmful[name], tuple(samples), selection.picks.get(name, ()))
@@ -236,34 +274,34 @@ def scored_prompts(panel: Panel, answers: Sequence[Answer], selection: Selection
     ]
 
 
-def refusals(answers: Sequence[Answer]) -> list[bool | None]:
-    """Of answers to benign prompts, whether they decline in full, by the refusal rules; None for others."""
+def with_refusals(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers, with those to benign prompts marked as refusing or not."""
     benign = [n for n, answer in enumerate(answers) if answer.prompt.label == "benign"]
     scores = RefusalJudge().score([(answers[n].prompt, answers[n].completion) for n in benign])
-    known = {
-        n: None if score.value is None else score.label == "full_refusal"
-        for n, score in zip(benign, scores, strict=True)
-    }
-    return [known.get(n) for n in range(len(answers))]
+    marked = list(answers)
+    for n, score in zip(benign, scores, strict=True):
+        marked[n] = replace(answers[n], refused=None if score.value is None else score.label == "full_refusal")
+    return marked
 
 
-def _scored(panel: Panel, answer: Answer, refused: bool | None) -> Scored:
+def _scored(panel: Panel, answer: Answer) -> Scored:
     p_unsafe = panel.p_unsafe(answer)
     return Scored(
         k=answer.completion.k,
         reward=panel.reward(answer),
         safe=None if p_unsafe is None else p_unsafe <= panel.options.tau,
         held_out_unsafe=panel.held_out_unsafe(answer),
-        refused=refused,
+        refused=answer.refused,
     )
 
 
 def sample_row(panel: Panel, answer: Answer) -> dict[str, Any]:
-    """One line of ``samples.jsonl``."""
+    """One line of ``samples.jsonl``; ``round`` is 0, or the number of the ``resample`` that it comes from."""
     held_out = answer.scores[panel.options.held_out_judge]
     return {
         "id": answer.prompt.id,
         "k": answer.completion.k,
+        "round": answer.completion.k // panel.options.samples_per_prompt,
         "label": answer.prompt.label,
         "category": answer.prompt.category,
         "prompt": answer.prompt.text,

@@ -13,7 +13,7 @@ from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion, Sampling
 from safeserve.training.batches import Row
 from safeserve.training.preflight import HeldOut, held_out_numbers, mean_interval
-from safeserve.training.raft_samples import Sampler, refusals
+from safeserve.training.raft_samples import Sampler
 
 if TYPE_CHECKING:
     from safeserve.models.loading import LoadedModel
@@ -28,17 +28,16 @@ def watch(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, title: str)
     watching = [sampler.options.held_out_judge]
     answers = sampler.answers(prompts, sampling, folder / "held_out", title, watching)
     unsafe = {a.prompt.id: sampler.panel.held_out_unsafe(a) for a in answers if a.prompt.label == "harmful"}
-    refused = dict(zip([a.prompt.id for a in answers], refusals(answers), strict=True))
     found = HeldOut(
         unsafe={name: mark for name, mark in unsafe.items() if mark is not None},
-        refused={name: mark for name, mark in refused.items() if mark is not None},
+        refused={a.prompt.id: a.refused for a in answers if a.refused is not None},
         texts={a.prompt.id: a.completion.text for a in answers},
     )
     return found, held_out_numbers(found, {a.prompt.id: len(a.completion.token_ids) for a in answers})
 
 
 def kl_prompts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """``count`` of the held-out prompts, evenly spread."""
+    """``count`` of the held-out prompts (all where there are fewer), evenly spread."""
     count = min(count, len(prompts))
     return [prompts[n * len(prompts) // count] for n in range(count)]
 

@@ -114,6 +114,8 @@ def top1(candidates: Sequence[Candidate]) -> Picks:
 def topk(candidates: Sequence[Candidate], share: float | None = None, count: int | None = None) -> Picks:
     """The best samples of all prompts together: a share of them (rounded down, at least one), or a number.
 
+    The share is of the samples that may be picked: scored, not empty, equal texts of a prompt once.
+
     This is the global ranking of RAFT (Dong et al. 2023) and LMFlow's ``top``: a prompt may give many samples or none,
     which is fair only where rewards of different prompts can be compared.
     """
