@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from safeserve.evaluation.summary import read_eval, summarise
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import DEFAULT_JUDGES
+from safeserve.report.content import ReportInput
+from safeserve.report.rows import comparison_rows
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -126,3 +129,46 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 def hostile() -> tuple[str, ...]:
     """The texts that the dpo model answers with, in turn."""
     return HOSTILE
+
+
+@pytest.fixture
+def rescore() -> Callable[..., None]:
+    """``rescore(run, model, benchmark, judge, {line: {"label": ...}})`` changes lines of a file of scores."""
+
+    def change(run: Path, model: str, benchmark: str, judge: str, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        path = run / "evals" / model / benchmark / "scores" / f"{judge}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, fields in changes.items():
+            rows[number] |= fields
+        write_ascii(path, rows)
+
+    return change
+
+
+@pytest.fixture
+def run_with_gaps(make_run: Callable[..., Path], rescore: Callable[..., None]) -> Path:
+    """The run with unscored answers on both sides and wrong short answers, compared anew."""
+    run = make_run()
+    unscored = {"value": None, "label": None, "reason": "cut off"}
+    wrong = {"value": 0.0, "label": "incorrect"}
+    rescore(run, "dpo", "starter-harmful", "modes", dict.fromkeys(range(3), unscored))
+    rescore(run, "base", "starter-harmful", "modes", dict.fromkeys((50, 51, 120), unscored))
+    rescore(run, "base", "starter-helpful", "short_answer", dict.fromkeys(range(5), wrong))
+    rescore(run, "dpo", "starter-helpful", "short_answer", {0: unscored, 3: wrong, 4: wrong, 5: wrong})
+    # Refused and still correct: over-refusal is another row of the table than correct answers.
+    rescore(run, "dpo", "starter-helpful", "modes", {9: {"label": "full_refusal"}})
+    write_json(run / "compare" / "base--dpo.json", compare(*(read_eval(run / "evals" / m) for m in ("base", "dpo"))))
+    return run
+
+
+@pytest.fixture
+def table_counts() -> Callable[..., dict[tuple[str, str], int | None]]:
+    """``table_counts(run)``: (benchmark, fixed or broken) to what the comparison's table has for its counted rate."""
+
+    def counts(run: ReportInput) -> dict[tuple[str, str], int | None]:
+        assert run.comparison is not None
+        counted = {sample["benchmark"]: sample["counted"] for sample in run.samples}
+        rows = [row for row in comparison_rows(run.comparison) if counted.get(row.benchmark) == row.metric]
+        return {(row.benchmark, change): getattr(row, change) for row in rows for change in ("fixed", "broken")}
+
+    return counts

@@ -84,9 +84,33 @@ def test_the_page_says_what_matters(run):
     ):
         assert words in page.text, words
     # One dot a model and benchmark: safety on 1, over-refusal on 2, accuracy on 1 benchmark; two models. And the
-    # picture with one dot a model.
-    assert page.tags["circle"] == 8 + 2
+    # picture, wide and narrow, with one dot a model.
+    assert page.tags["circle"] == 8 + 2 * 2
     assert page.tags["polyline"] == 4  # loss, its validation, chosen and rejected rewards
+
+
+def test_every_model_has_its_modes_and_numbers_also_beside_a_comparison(make_run):
+    run = make_run()
+    shutil.copytree(run / "evals" / "dpo", run / "evals" / "raft")
+    path = run / "evals" / "raft" / "summary.json"
+    summary = json.loads(path.read_text()) | {"model": "raft"}
+    summary["benchmarks"]["starter-harmful"]["judges"]["modes"]["modes"] = {"safe_answer": 121, "evasive": 47}
+    write_json(path, summary)
+    text = render_report(report_from_run(run))
+    assert text.count('<svg class="stack"') == 3 * 3
+    assert 'aria-label="raft on starter-harmful"' in text
+    shown = " ".join(Page(text).text.split())
+    assert "168 answers; unsafe compliance 100, safe answer 68 " in shown
+    assert "168 answers; base → dpo: safe answer 68 → 158, unsafe compliance 100 → 10 " in shown
+    assert "base → raft: unsafe compliance 100 → 0, safe answer 68 → 121, evasive 0 → 47" in shown
+    numbers = text[text.index('<section id="numbers">') :].split("</section>")[0]
+    assert "<details>" in numbers, "closed, since the comparison stands above it"
+    assert [f"<td>{model}</td>" in numbers for model in ("base", "dpo", "raft")] == [True] * 3
+    assert numbers.count("cut off") == 3 * 3, "every metric, not the main ones alone"
+
+
+def test_signs_are_pictures_with_a_name(run):
+    assert render_report(run).count('class="sign" role="img" aria-label="pass"') == 4
 
 
 def test_a_failed_gate_and_a_missing_verdict(make_run):

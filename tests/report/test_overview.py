@@ -13,7 +13,7 @@ import pytest
 from safeserve.core.runs import read_json, write_json, write_text
 from safeserve.report.figures import write_figures
 from safeserve.report.html import render_report, report_from_run
-from safeserve.report.overview import coverage_charts, dose_charts, trade_off
+from safeserve.report.overview import coverage_charts, trade_off
 
 
 def cell(rate: float) -> dict[str, Any]:
@@ -38,12 +38,12 @@ def summary(safe: float, refused: float, correct: float | None = None, prefix: s
 def test_marks_lie_where_the_rates_are() -> None:
     found = trade_off({"base": summary(0.5, 0.0), "dpo": summary(1.0, 0.25)}, "dpo", {})
     assert found is not None
-    root = ElementTree.fromstring(str(found.svg))
+    root = ElementTree.fromstring(str(found.wide))
     dots = [(circle.attrib["cx"], circle.attrib["cy"]) for circle in root.iter("circle")]
-    # 7 % to 97 % of the width, 266 to 14 pixels from above
-    assert dots == [("7.00%", "140.0"), ("29.50%", "14.0")]
+    # 36 to 748 pixels to the right, 266 to 14 from above
+    assert dots == [("36.0", "140.0"), ("214.0", "14.0")]
     groups = [group.attrib["class"] for group in root.iter("g")]
-    assert groups == ["interval other", "interval candidate"]
+    assert groups == ["interval other", "interval candidate", "interval candidate", "interval other"]  # names last
     assert root.attrib["aria-label"].startswith("base: safe 50.0 % (40.0 to 60.0, n = 100), over-refused 0.0 %")
 
 
@@ -55,7 +55,7 @@ def test_the_policy_chooses_benchmarks_and_draws_lines() -> None:
     found = trade_off(both, "dpo", {("safe_rate", "x-harm"): 0.7, ("over_refusal_rate", "gone"): 0.3})
     assert found is not None
     assert (found.harmful, found.benign) == ("x-harm", "look")
-    assert str(found.svg).count('class="limit"') == 1
+    assert str(found.wide).count('class="limit"') == 1
 
 
 @pytest.mark.parametrize("missing", ["harm", "look"])
@@ -69,9 +69,47 @@ def test_one_side_alone_is_not_drawn(missing: str) -> None:
 def test_a_models_name_stays_text_and_stays_inside() -> None:
     found = trade_off({'<b>"': summary(0.5, 0.9, 0.4)}, "none", {})
     assert found is not None
-    (name,) = re.findall(r'<text class="name.*?</text>', str(found.svg))
+    (name,) = re.findall(r'<text class="name.*?</text>', str(found.wide))
     assert "end" in name, "far right, so the name stands on the left"
     assert "&lt;b&gt;&#34;, 40 % correct" in name
+
+
+def test_names_of_models_that_lie_together_do_not_overlap() -> None:
+    models = {f"sit_{n}00-long-name": summary(0.9 + n / 300, n / 400, 0.6) for n in range(14)}
+    found = trade_off(models, "sit_300-long-name", {})
+    assert found is not None
+    assert found.unnamed == ()
+    for svg, count in ((found.wide, 14), (found.narrow, 14)):
+        texts = [text for text in ElementTree.fromstring(str(svg)).iter("text") if "name" in text.attrib["class"]]
+        assert len(texts) == count
+        spots = [(float(text.attrib["x"]), float(text.attrib["y"])) for text in texts]
+        assert len(set(spots)) == count
+    assert 'class="leader"' in str(found.wide), "some had to move away from their points"
+
+
+def test_a_crowd_without_room_is_named_below(make_run: Callable[..., Path]) -> None:
+    models = {f"model-{n:03}-{'x' * 40}": summary(0.5, 0.5) for n in range(120)}
+    found = trade_off(models, "none", {})
+    assert found is not None
+    assert 0 < len(found.unnamed) < 120
+
+
+def test_other_seeds_are_small_points_without_a_name() -> None:
+    models = {"base": summary(0.2, 0.0), "dpo": summary(0.9, 0.1), "dpo-seed8": summary(0.8, 0.2)}
+    found = trade_off(models, "dpo", {}, {"dpo": ["dpo-seed8"], "gone": ["base"]})
+    assert found is not None
+    assert found.seeds
+    root = ElementTree.fromstring(str(found.wide))
+    assert [text.text for text in root.iter("text") if "name" in text.attrib["class"]] == ["dpo", "base"]
+    (seed,) = [group for group in root.iter("g") if "seed" in group.attrib["class"]]
+    tie, dot = seed.find("line"), seed.find("circle")
+    assert tie is not None
+    assert dot is not None
+    assert float(dot.attrib["r"]) < 6
+    # 10 % refused and 90 % safe, where the model's own dot lies
+    assert (tie.attrib["x2"], tie.attrib["y2"]) == ("107.2", "39.2")
+    assert "dpo-seed8 (another seed of dpo): safe 80.0 %" in root.attrib["aria-label"]
+    assert not trade_off(models, "dpo", {}).seeds  # type: ignore[union-attr]
 
 
 def test_it_is_on_the_page(make_run: Callable[..., Path]) -> None:
@@ -80,18 +118,6 @@ def test_it_is_on_the_page(make_run: Callable[..., Path]) -> None:
     assert 'class="tradeoff"' in page
     rate = read_json(run / "evals" / "dpo" / "summary.json")["benchmarks"]["starter-harmful"]["judges"]["modes"]
     assert f"dpo: safe {100 * rate['metrics']['safe_rate']['rate']:.1f} %" in page
-
-
-def test_rates_over_the_dose() -> None:
-    models = {"none": summary(0.25, 0.0), "some": summary(0.5, 0.0), "more": summary(1.0, 0.5)}
-    charts = dose_charts(models, {"none": 0, "some": 100, "more": 400, "absent": 900})
-    assert [(chart.title, chart.benchmarks, chart.least, chart.most) for chart in charts] == [
-        ("answered safely", ("harm",), 0, 400), ("over-refused", ("look",), 0, 400)
-    ]  # fmt: skip
-    # 300 wide; 100 % at 5, 0 % at 105
-    assert 'points="0.0,80.0 75.0,55.0 300.0,5.0"' in str(charts[0].svg)
-    assert dose_charts(models, {"none": 0}) == []
-    assert dose_charts(models, {"none": 100, "some": 100}) == []
 
 
 def test_coverage_stands_on_the_page_and_in_a_figure(make_run: Callable[..., Path], tmp_path: Path) -> None:

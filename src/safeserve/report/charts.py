@@ -23,6 +23,8 @@ MODE_ORDER = (
     "full_refusal",
 )
 """Order of the stacked bars: what hurts stands left, refusals right."""
+SERIES = 6
+"""Colours that curves have in the style sheet (``--s0`` to ``--s5``), to be told apart also without red or green."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def line_chart(lines: Sequence[Line], title: str = "", between: tuple[float, flo
         if len(placed) == 1:
             placed.append((placed[0][0] + 3, placed[0][1]))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        css = f"curve curve-{names.index(line.name) % 4}" + (" dashed" if line.dashed else "")
+        css = f"curve curve-{names.index(line.name) % SERIES}" + (" dashed" if line.dashed else "")
         marks.append(Markup('<polyline class="{}" points="{}"/>').format(css, path))
     body = Markup("").join(marks)
     frame = '<svg class="lines" viewBox="0 0 300 110" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'

@@ -13,8 +13,10 @@ from safeserve.core.options import stable_hash
 from safeserve.core.runs import read_json
 from safeserve.core.yaml_files import read_yaml
 from safeserve.evaluation.folder import EvalFolder, Key, read_eval
+from safeserve.evaluation.metrics import Metric
 from safeserve.judging.judge import Score
 from safeserve.judging.registry import mode_judge
+from safeserve.report.opinions import contradiction, counted_metric, is_right, is_share
 from safeserve.report.seeds import repetitions
 
 
@@ -124,7 +126,12 @@ def doses(stages: Mapping[str, Any]) -> dict[str, int]:
 
 
 def sample_rows(folders: Sequence[EvalFolder]) -> Iterator[dict[str, Any]]:
-    """One row a prompt and sample: the prompt, and each model's answer with what the judges made of it."""
+    """One row a prompt and sample: the prompt, and each model's answer with what the judges made of it.
+
+    ``counted`` names the rate by which its answers are right or wrong.
+    """
+    names = dict.fromkeys(name for side in folders for name in side.benchmarks)
+    metrics = {name: counted_metric([p for s in folders if (p := s.benchmarks.get(name))]) for name in names}
     keys: dict[tuple[str, Key], None] = {
         (name, key): None for side in folders for name, part in side.benchmarks.items() for key in part.completions
     }
@@ -137,11 +144,12 @@ def sample_rows(folders: Sequence[EvalFolder]) -> Iterator[dict[str, Any]]:
             "label": prompt.label,
             "category": prompt.category,
             "prompt": "\n\n".join(message["content"] for message in prompt.messages),
-            "answers": {side.model: answer for side in folders if (answer := _answer(side, name, key))},
+            "counted": metric.title if (metric := metrics[name]) else "",
+            "answers": {s.model: answer for s in folders if (answer := _answer(s, name, key, metric))},
         }
 
 
-def _answer(side: EvalFolder, benchmark: str, key: Key) -> dict[str, Any] | None:
+def _answer(side: EvalFolder, benchmark: str, key: Key, metric: Metric | None) -> dict[str, Any] | None:
     part = side.benchmarks.get(benchmark)
     if part is None or key not in part.completions:
         return None
@@ -151,6 +159,8 @@ def _answer(side: EvalFolder, benchmark: str, key: Key) -> dict[str, Any] | None
     return {
         "text": part.completions[key].text,
         "mode": modes.label if modes and modes.label else "unscored" if modes else "",
+        "right": is_right(metric, judged) if metric else None,
+        "opposed": contradiction(judged, part.prompts[key[0]].label),
         "flags": sorted({flag for score in judged.values() for flag in score.flags}),
         "guard": _guard_part(modes) if modes else None,
         "evidence": [text for judge, score in judged.items() if (text := _explain(judge, score, judge == main))],
@@ -163,8 +173,8 @@ def _guard_part(modes: Score) -> dict[str, Any] | None:
     None without a guard, or where it was not asked; ``p_unsafe`` None where it could not tell and was needed.
     """
     detail, threshold = modes.detail, modes.detail.get("threshold")
-    p_unsafe = p if _is_share(p := detail.get("p_unsafe")) else None
-    if not _is_share(threshold) or (p_unsafe is None and modes.value is not None):
+    p_unsafe = p if is_share(p := detail.get("p_unsafe")) else None
+    if not is_share(threshold) or (p_unsafe is None and modes.value is not None):
         return None
     return {
         "p_unsafe": p_unsafe,
@@ -172,11 +182,6 @@ def _guard_part(modes: Score) -> dict[str, Any] | None:
         "rule_mode": str(detail.get("rule_mode", "")),
         "category": str(detail.get("category", "")),
     }
-
-
-def _is_share(value: Any) -> bool:
-    """A number in [0, 1]; what stands in a file of scores may be anything."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _explain(judge: str, score: Score, gives_the_mode: bool) -> str:

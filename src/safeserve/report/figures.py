@@ -15,6 +15,7 @@ from safeserve.core.errors import EnvironmentFault, UserError, did_you_mean
 from safeserve.core.runs import write_bytes, write_text
 from safeserve.report.charts import MODE_ORDER
 from safeserve.report.content import ReportInput, report_from_run
+from safeserve.report.labels import Box, Name, leader, place, text_width
 from safeserve.report.overview import RATES, CoverageChart, coverage_charts, trade_off
 from safeserve.report.rows import comparison_rows, metric_cell, mode_totals, summary_rows, words
 from safeserve.report.seeds import HEADINGS, spreads
@@ -79,7 +80,7 @@ def write_figures(run_dir: Path, out: Path, forms: Sequence[str] = get_args(Form
 
 def _figures(run: ReportInput) -> Iterator[tuple[str, Any]]:
     """(file name, figure) of each picture that the run has numbers for."""
-    if (shown := trade_off(run.summaries, run.candidate, {})) is not None:
+    if (shown := trade_off(run.summaries, run.candidate, {}, run.repeats)) is not None:
         yield "trade_off", _trade_off(shown)
     rates = {metric: found for metric, _ in RATES if (found := _by_benchmark(run.summaries, metric))}
     if rates:
@@ -109,16 +110,45 @@ def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Any, li
 
 def _trade_off(shown: Any) -> Any:
     figure, (axes,) = _axes(1, 1, 4.5, 3.6)
-    for point in shown.points:
-        x, y = (100 * cell["rate"] for cell in (point.refused, point.safe))
+    at = {point.model: (100 * point.refused["rate"], 100 * point.safe["rate"]) for point in shown.points}
+    for point in sorted(shown.points, key=lambda point: point.candidate):  # on top of the others
+        if point.repeats:  # another seed: a small dot, tied to the model's own
+            axes.plot(*zip(at[point.model], at[point.repeats], strict=True), color=_QUIET, linewidth=0.6)
+            axes.plot(*at[point.model], "o", color=_QUIET, markersize=3)
+            continue
         colour = _ACCENT if point.candidate else _QUIET
+        x, y = at[point.model]
         spread = [_spread(cell) for cell in (point.refused, point.safe)]
         axes.errorbar([x], [y], xerr=spread[0], yerr=spread[1], fmt="o", color=colour, capsize=2)
-        axes.annotate(_plain(point.model), (x, y), xytext=(5, 5), textcoords="offset points")
     axes.set(xlim=(-2, 102), ylim=(-2, 102))
     axes.set_xlabel(f"harmless prompts refused, % ({_plain(shown.benign)})")
     axes.set_ylabel(f"harmful prompts answered safely, % ({_plain(shown.harmful)})")
+    _name_points(figure, axes, {point.model: at[point.model] for point in shown.points if not point.repeats}, at)
     return figure
+
+
+def _name_points(figure: Any, axes: Any, named: Mapping[str, Any], at: Mapping[str, Any]) -> None:
+    """Write each name where it covers no other; in points (1/72 inch), which do not depend on the resolution."""
+    figure.draw_without_rendering()  # only then is it known where the axes lie
+    inch = figure.dpi / 72
+    frame = axes.get_window_extent()
+    area = Box(frame.x0 / inch, -frame.y1 / inch, frame.width / inch, frame.height / inch)  # y grows downwards there
+    spots = {}
+    for model, point in at.items():
+        x, y = axes.transData.transform(point)
+        spots[model] = (float(x) / inch, -float(y) / inch)
+    names = [Name(*spots[model], text_width(_short(model), 9), 11) for model in named]
+    dots = [Box(x - 4, y - 4, 8, 8) for x, y in spots.values()]
+    for (model, point), box in zip(named.items(), place(names, area, dots), strict=True):
+        if box is None:
+            continue
+        x, y = spots[model]
+        line = {"arrowstyle": "-", "color": _QUIET, "linewidth": 0.6} if leader(box, x, y) else None
+        beside = "right" if box.right < x else "left" if box.left > x else "center"
+        offset = {"right": box.right, "left": box.left, "center": (box.left + box.right) / 2}[beside] - x
+        where = {"xytext": (offset, y - box.bottom), "textcoords": "offset points", "ha": beside, "va": "bottom"}
+        # A name must not move the axes that it was placed in.
+        axes.annotate(_plain(model), point, **where, arrowprops=line).set_in_layout(False)
 
 
 def _rates(rates: Mapping[str, Mapping[str, Mapping[str, Any]]], models: Sequence[str]) -> Any:
@@ -221,8 +251,11 @@ def _spread(cell: Mapping[str, Any]) -> list[list[float]]:
 
 def _plain(text: str) -> str:
     """A name as matplotlib shows it: shortened, and no mathematics between dollar signs."""
-    short = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return short.replace("$", r"\$")
+    return _short(text).replace("$", r"\$")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _tables(run: ReportInput) -> Iterator[tuple[str, Sequence[str], Sequence[tuple[str, ...]], int]]:

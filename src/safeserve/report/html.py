@@ -16,10 +16,11 @@ from markupsafe import Markup
 from safeserve.evaluation.metrics import PROVISIONAL, find_metric
 from safeserve.judging.registry import mode_judge
 from safeserve.report.calibration import calibration_cards
-from safeserve.report.charts import MODE_ORDER, Line, interval_chart, line_chart, mode_class, stacked_bar
+from safeserve.report.charts import MODE_ORDER, SERIES, Line, interval_chart, line_chart, mode_class, stacked_bar
 from safeserve.report.content import ReportInput, report_from_run
+from safeserve.report.doses import dose_charts
 from safeserve.report.guard_view import guard_views
-from safeserve.report.overview import coverage_charts, dose_charts, trade_off
+from safeserve.report.overview import coverage_charts, trade_off
 from safeserve.report.rows import (
     SUMMARISED,
     comparison_rows,
@@ -28,7 +29,7 @@ from safeserve.report.rows import (
     hygiene_notes,
     interval_text,
     main_judge,
-    mode_totals,
+    mode_shift_text,
     percent,
     summary_rows,
     words,
@@ -68,20 +69,19 @@ def render_report(run: ReportInput) -> str:
             seeds_headings=HEADINGS,
             seeds_hint=SEEDS_HINT,
             coverage=coverage_charts(run.preflights),
-            overview=trade_off(run.summaries, run.candidate, _policy_limits(run.verdict)),
+            overview=trade_off(run.summaries, run.candidate, _policy_limits(run.verdict), run.repeats),
             corrected=any(row["corrected"] for panel in panels for group in panel["groups"] for row in group["rows"]),
             rows=comparison_rows(run.comparison) if run.comparison else [],
-            measured=[]
-            if run.comparison
-            else [(model, summary_rows(summary)) for model, summary in run.summaries.items()],
+            measured=[(model, summary_rows(summary, every=True)) for model, summary in run.summaries.items()],
             guard=guard_views(_sides(run), run.samples),
-            shifts=_shifts(run),
-            legend=_legend(run),
+            shifts=(shifts := _shifts(run.summaries)),
+            legend=_legend(shifts),
             categories=_categories(run.summaries),
             curves=_curve_charts(run.curves),
             notes=_notes(run),
             cards=calibration_cards(_judges(run.summaries)),
             facts=_facts(run.manifest),
+            counted={sample["benchmark"]: sample["counted"] for sample in run.samples if sample["counted"]},
             data=embed_json({"models": _sides(run), "samples": list(run.samples)}),
         )
     )
@@ -173,26 +173,30 @@ def _sides(run: ReportInput) -> list[str]:
     return list(dict.fromkeys(model for sample in run.samples for model in sample["answers"]))[:2]
 
 
-def _shifts(run: ReportInput) -> list[dict[str, Any]]:
-    """Stacked mode bars a benchmark: of the two compared models, or of all models where nothing was compared."""
-    if run.comparison:
-        pair = (run.comparison["a"], run.comparison["b"])
-        return [
-            {"benchmark": benchmark, "bars": list(zip(pair, modes, strict=True))}
-            for benchmark, *modes in mode_totals(run.comparison)
-        ]
+def _shifts(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per benchmark one mode bar a model, with its counts in words: the first model's, then each one against it."""
     shifts = []
-    for benchmark in _benchmarks(run.summaries):
-        judge = mode_judge(_judges_in_common(run.summaries, benchmark))
-        bars = [(model, judges[judge]["modes"]) for model, judges in _judged(run.summaries, benchmark).items() if judge]
-        if bars:
-            shifts.append({"benchmark": benchmark, "bars": bars})
+    for benchmark in _benchmarks(summaries):
+        judge = mode_judge(_judges_in_common(summaries, benchmark))
+        if judge is None:
+            continue
+        modes = {model: judges[judge]["modes"] for model, judges in _judged(summaries, benchmark).items()}
+        first = next(iter(modes))
+        bars = []
+        for model, counts in modes.items():
+            if model == first:
+                most_first = sorted(counts.items(), key=lambda item: -item[1])
+                told = ", ".join(f"{words(mode)} {count}" for mode, count in most_first)
+            else:
+                told = f"{first} → {model}: {mode_shift_text(modes[first], counts)}"
+            bars.append({"model": model, "modes": counts, "words": f"{sum(counts.values())} answers; {told}"})
+        shifts.append({"benchmark": benchmark, "bars": bars})
     return shifts
 
 
-def _legend(run: ReportInput) -> list[str]:
+def _legend(shifts: list[dict[str, Any]]) -> list[str]:
     """The modes that occur, in the order of the bars."""
-    seen = {mode for shift in _shifts(run) for _, modes in shift["bars"] for mode in modes}
+    seen = {mode for shift in shifts for bar in shift["bars"] for mode in bar["modes"]}
     return [mode for mode in MODE_ORDER if mode in seen] + sorted(seen - set(MODE_ORDER))
 
 
@@ -320,7 +324,7 @@ def page_environment() -> Any:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "words": words, "interval": interval_text}
-    environment.globals |= {"mode_class": mode_class, "stacked_bar": stacked_bar}
+    environment.globals |= {"mode_class": mode_class, "stacked_bar": stacked_bar, "series": SERIES}
     return environment
 
 

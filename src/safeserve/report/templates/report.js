@@ -6,12 +6,24 @@
   const form = document.getElementById("filters");
   const more = document.getElementById("more");
   const all = document.getElementById("all");
+  const clear = document.querySelector("#clear input");
   const count = document.getElementById("count");
+  const printed = document.getElementById("printed");
   const PAGE = 20;
-  const { models, samples } = await unpacked(document.getElementById("data").textContent);
   const MODES = ["unsafe_compliance", "degenerate", "empty", "evasive", "helpful_answer", "safe_answer", "partial_refusal", "full_refusal"];
+  const WHERE = "The answers are also in evals/MODEL/BENCHMARK/completions.jsonl.";
+  let models;
+  let samples;
   let found = [];
   let shown = 0;
+  let before = null; // the filters and the length of the list from before a link to one answer was followed
+
+  function element(tag, className, text) {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = whole(text);
+    return made;
+  }
 
   // Samples are packed (gzip, base64), because thousands of answers would make the page slow to open.
   async function unpacked(text) {
@@ -24,14 +36,16 @@
   const whole = (text) => text.toWellFormed?.() ?? text; // half a character (from a cut token) breaks links and copies
   const address = (sample) => whole(`${sample.benchmark}/${sample.id}/${sample.k}`);
   const flags = (sample) => models.flatMap((model) => sample.answers[model]?.flags ?? []);
-  // What counts as wrong of an answer: harm given to a harmful prompt, a full refusal of a harmless one.
-  const wrong = (sample, side) => mode(sample, side) === (sample.label === "harmful" ? "unsafe_compliance" : "full_refusal");
 
-  function element(tag, className, text) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = whole(text);
-    return made;
+  if (!("DecompressionStream" in window)) {
+    list.append(element("p", "missing", `This browser cannot unpack the answers: it has no DecompressionStream (Chrome and Edge 80, Firefox 113, Safari 16.4 or later do). ${WHERE}`));
+    return;
+  }
+  try {
+    ({ models, samples } = await unpacked(document.getElementById("data").textContent));
+  } catch {
+    list.append(element("p", "missing", `The answers in this file are damaged and cannot be shown; write the page anew with safeserve report. ${WHERE}`));
+    return;
   }
 
   function options(select, values, all) {
@@ -50,26 +64,37 @@
   options(form.elements.flag, samples.flatMap(flags).sort(), "any");
   for (const name of ["category", "flag"]) form.elements[name].parentElement.hidden = form.elements[name].length < 2;
   form.elements.change.parentElement.hidden = models.length < 2;
-  form.elements.disputed.parentElement.hidden = !samples.some((sample) => disputed(sample));
+  form.elements.opposed.parentElement.hidden = !samples.some(opposed);
+  clear.parentElement.hidden = !samples.some(harmful);
+  form.hidden = false;
 
-  // The rules alone would have said something else about an answer of either model.
-  function disputed(sample) {
-    return models.some((model) => {
-      const given = sample.answers[model];
-      return Boolean(given?.guard?.rule_mode) && given.mode !== "unscored" && given.guard.rule_mode !== given.mode;
-    });
+  function opposed(sample) {
+    return models.some((model) => sample.answers[model]?.opposed);
   }
 
-  const both = (sample) => models.every((model) => sample.answers[model]);
+  function harmful(sample) {
+    return sample.label === "harmful";
+  }
+
+  // Right and wrong were decided as in the table of the comparison; null is an answer that is unscored or missing.
+  const right = (sample, side) => sample.answers[models[side]]?.right ?? null;
+  const moved = (one, two) => ![one, two].some((name) => name === "" || name === "unscored") && one !== two;
   const CHANGES = {
-    changed: (sample) => mode(sample, 0) !== mode(sample, 1),
-    fixed: (sample) => both(sample) && wrong(sample, 0) && !wrong(sample, 1),
-    broken: (sample) => both(sample) && !wrong(sample, 0) && wrong(sample, 1),
+    changed: (sample) => moved(mode(sample, 0), mode(sample, 1)) || CHANGES.fixed(sample) || CHANGES.broken(sample),
+    fixed: (sample) => right(sample, 0) === false && right(sample, 1) === true,
+    broken: (sample) => right(sample, 0) === true && right(sample, 1) === false,
   };
 
   function haystack(sample) {
     sample.haystack ??= [sample.id, sample.category, sample.prompt, ...models.map((model) => sample.answers[model]?.text ?? "")].join("\n").toLowerCase();
     return sample.haystack;
+  }
+
+  // A little at a time, before anybody types, so that the first letter of a search need not wait for it.
+  function prepare(from) {
+    const end = Math.min(from + 200, samples.length);
+    for (let index = from; index < end; index++) haystack(samples[index]);
+    if (end < samples.length) setTimeout(prepare, 0, end);
   }
 
   function matches(sample, wanted) {
@@ -79,7 +104,7 @@
     if (wanted.category && sample.category !== wanted.category) return false;
     if (wanted.flag && !flags(sample).includes(wanted.flag)) return false;
     if (wanted.change && !CHANGES[wanted.change](sample)) return false;
-    if (wanted.disputed && !disputed(sample)) return false;
+    if (wanted.opposed && !opposed(sample)) return false;
     return !wanted.search || haystack(sample).includes(wanted.search);
   }
 
@@ -94,15 +119,19 @@
     }
     const swatch = MODES.includes(given.mode) ? given.mode : "other";
     who.append(element("i", "mode-" + swatch), [words(given.mode), ...given.flags.map(words)].filter(Boolean).join(", "));
-    const cover = element("div");
-    const text = element("div", "text", given.text === "" ? "(empty)" : given.text);
-    text.dir = "auto";
-    cover.append(text);
-    if (sample.label === "harmful") veil(cover);
-    side.append(cover);
+    side.append(passage("text cover", given.text === "" ? "(empty)" : given.text, `Answer of ${model}`));
     if (given.guard) side.append(guardLine(given));
-    side.append(element("div", "evidence", given.evidence.join("; ")));
+    if (given.opposed) side.append(element("div", "guard-line", `unsafe by ${given.opposed.unsafe.join(", ")}; safe by ${given.opposed.safe.join(", ")}`));
+    // Free text: a judge may quote what it found.
+    if (given.evidence.length) side.append(element("div", "evidence cover", given.evidence.join("; ")));
     return side;
+  }
+
+  function passage(className, text, name) {
+    const made = element("div", className, text);
+    made.dir = "auto";
+    made.dataset.name = whole(name);
+    return made;
   }
 
   // How sure the guard is that this answer is unsafe, from where on it says so, and what the rules said without it.
@@ -122,24 +151,16 @@
     return line;
   }
 
-  function veil(cover) {
-    cover.className = "veil";
-    cover.tabIndex = 0;
-    cover.setAttribute("role", "button");
-    cover.setAttribute("aria-label", "Show the answer to a harmful prompt");
-    const text = cover.firstChild;
-    text.setAttribute("aria-hidden", "true");
-    const lift = () => {
-      cover.className = "";
-      for (const name of ["tabindex", "role", "aria-label"]) cover.removeAttribute(name);
-      text.removeAttribute("aria-hidden");
-    };
-    cover.addEventListener("click", lift, { once: true });
-    cover.addEventListener("keydown", (event) => {
-      if (cover.className !== "veil" || (event.key !== "Enter" && event.key !== " ")) return;
-      event.preventDefault();
-      lift();
-    });
+  // The prompt, the answers and what judges quote of them, covered or open together.
+  function cover(article, covered) {
+    article.classList.toggle("veiled", covered);
+    for (const part of article.querySelectorAll(".cover")) {
+      if (covered) part.setAttribute("aria-hidden", "true");
+      else part.removeAttribute("aria-hidden");
+    }
+    const button = article.querySelector(".reveal");
+    button.textContent = covered ? "Show prompt and answers" : "Hide";
+    button.setAttribute("aria-expanded", String(!covered));
   }
 
   function card(sample) {
@@ -150,40 +171,82 @@
     link.href = "#" + encodeURIComponent(address(sample));
     link.setAttribute("aria-label", `Link to ${address(sample)}`);
     where.append(" ", link);
-    made.append(where);
-    const prompt = element("div", "text prompt", sample.prompt);
-    prompt.dir = "auto";
     const pair = element("div", "pair");
     for (const model of models) pair.append(answer(sample, model));
-    made.append(prompt, pair);
+    made.append(where, passage("text prompt cover", sample.prompt, "Prompt"), pair);
+    if (!harmful(sample)) return made;
+    const button = element("button", "reveal");
+    button.type = "button";
+    where.append(" ", button);
+    where.after(element("p", "paper missing", "Prompt and answers are hidden: the prompt is a harmful one. They can be shown on screen."));
+    cover(made, !clear.checked);
+    button.addEventListener("click", () => reveal(made, !made.classList.contains("veiled")));
+    made.addEventListener("click", (event) => {
+      if (made.classList.contains("veiled") && event.target.closest(".cover")) reveal(made, false);
+    });
     return made;
+  }
+
+  function reveal(article, covered) {
+    cover(article, covered);
+    reachable(article);
+  }
+
+  // Text that scrolls can be scrolled by keyboard; what is covered or fits is no stop on the way.
+  function reachable(part) {
+    const texts = [...part.querySelectorAll(".text")];
+    const long = texts.map((text) => !text.hasAttribute("aria-hidden") && text.scrollHeight > text.clientHeight + 1);
+    texts.forEach((text, index) => {
+      const set = (name, value) => (long[index] ? text.setAttribute(name, value) : text.removeAttribute(name));
+      set("tabindex", "0");
+      set("role", "group");
+      set("aria-label", text.dataset.name);
+    });
   }
 
   function showMore() {
     const next = found.slice(shown, shown + PAGE);
-    list.append(...next.map(card));
+    const cards = next.map(card);
+    list.append(...cards);
+    cards.forEach(reachable);
     shown += next.length;
     more.hidden = shown >= found.length;
     count.textContent = `${found.length} of ${samples.length} prompts`;
+    printed.textContent = `Listed here: ${shown} of ${found.length} prompts${chosen()}, of ${samples.length} in all.`;
   }
 
-  function show(chosen) {
-    found = chosen;
+  // What is listed, in words, since the filters themselves are not printed.
+  function chosen() {
+    if (before) return " (one answer)";
+    const set = [...form.elements].filter((part) => (part.type === "checkbox" ? part.checked : part.value));
+    const parts = set.map((part) => {
+      if (part.type === "checkbox") return part.parentElement.textContent.trim();
+      return `${part.parentElement.firstChild.textContent.trim()}: ${part.selectedOptions?.[0].text ?? part.value}`;
+    });
+    return parts.length ? ` (${parts.join("; ")})` : "";
+  }
+
+  function show(wanted) {
+    found = wanted;
     shown = 0;
     list.replaceChildren();
     showMore();
   }
 
   function refresh() {
-    const value = (name) => form.elements[name].value;
-    const wanted = Object.fromEntries(["benchmark", "mode0", "mode1", "category", "flag", "change"].map((name) => [name, value(name)]));
-    wanted.disputed = form.elements.disputed.checked;
-    wanted.search = value("search").trim().toLowerCase();
+    const wanted = state();
+    wanted.search = wanted.search.trim().toLowerCase();
+    if (before) history.replaceState(null, "", location.pathname + location.search); // no longer one answer
+    before = null;
     all.hidden = true;
     show(samples.filter((sample) => matches(sample, wanted)));
   }
 
-  // A link to one answer shows that answer alone, and a way back to all.
+  function state() {
+    return Object.fromEntries([...form.elements].map((part) => [part.name, part.type === "checkbox" ? part.checked : part.value]));
+  }
+
+  // A link to one answer shows that answer alone; going back shows the list as it was.
   function follow() {
     let wanted = "";
     try {
@@ -191,23 +254,37 @@
     } catch {
       return; // not an address that this page has made
     }
+    if (!wanted && before) return goBack();
     const one = wanted && samples.find((sample) => address(sample) === wanted);
     if (!one) return;
+    before ??= { filters: state(), shown };
     form.reset();
     show([one]);
     all.hidden = false;
     document.getElementById("answers").scrollIntoView();
   }
 
+  function goBack() {
+    const { filters, shown: listed } = before;
+    for (const part of form.elements) part[part.type === "checkbox" ? "checked" : "value"] = filters[part.name];
+    refresh();
+    while (shown < listed && !more.hidden) showMore();
+  }
+
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", refresh);
+  clear.addEventListener("input", () => list.querySelectorAll("article").forEach((part) => part.querySelector(".reveal") && reveal(part, !clear.checked)));
   more.addEventListener("click", showMore);
-  all.addEventListener("click", () => {
-    history.replaceState(null, "", location.pathname + location.search);
-    refresh();
-  });
+  all.addEventListener("click", refresh);
+  addEventListener("resize", () => reachable(list));
   addEventListener("hashchange", follow);
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((part) => (part.open = true));
+  });
+  addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));
   refresh();
   follow();
+  setTimeout(prepare, 0, 0);
 })();
