@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from safeserve.models.packed import fill
 from safeserve.models.prefix import SharedRow, lay_out
 from safeserve.training.batches import Row, share_prompts
 
@@ -183,16 +185,22 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, size: int) -> Tensor:
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Few different numbers of rows where oneDNN keeps code for each: see Decoder.filled.
+        steps = 32 if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else 0
         # One block for all chunks: fresh memory of this size costs as much as the product that fills it.
-        block = weight.new_empty(min(size, len(targets)), len(weight))
+        rows = len(targets) + (fill(len(targets), steps) if steps else 0)
+        block = weight.new_empty(min(size, rows), len(weight))
         for at in range(0, len(targets), size):
             part, target = hidden[at : at + size].to(weight.dtype), targets[at : at + size]
+            count = len(part)
+            if steps:
+                part = pad(part, (0, 0, 0, min(len(block) - count, fill(count, steps))))
             logits = torch.mm(part, weight.t(), out=block[: len(part)])
             if bias is not None:
                 logits.add_(bias)
-            logps[at : at + size], total = _exponentiate(logits, target)
+            logps[at : at + size], total = _exponentiate(logits[:count], target)
             if slopes is not None:
-                slopes[at : at + size] = weight[target] - (logits @ weight).div_(total)
+                slopes[at : at + size] = weight[target] - (logits @ weight)[:count].div_(total)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps
