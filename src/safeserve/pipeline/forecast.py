@@ -71,8 +71,8 @@ KEPT_HIDDEN, KEPT_INNER = 7, 4
 summing the tensors saved by autograd, SmolLM2-135M with adapters, 1.21 MB a token in float32."""
 KEPT_KEYS = 256
 """Longest row whose attention weights are kept too."""
-HEAD_BLOCK = 64 << 20
-"""The head's block of logits in training."""
+HEAD_BLOCK = {"cpu": 64 << 20, "cuda": 768 << 20}
+"""The head's block of logits in training (on a GPU in bfloat16, and once more in float32)."""
 GUARD_BATCH = 4096
 """Tokens that the guard reads at once."""
 
@@ -259,7 +259,7 @@ def training_bytes(size: ModelSize, machine: Machine, work: TrainingWork, option
     layer = width * (KEPT_HIDDEN * size.hidden + KEPT_INNER * size.inner + seen)
     kept = layer * (2 if options.gradient_checkpointing else size.layers)
     code = CODE_BYTES if cpu and machine.dtype == "bfloat16" else 0.0
-    step = states + batch * kept + HEAD_BLOCK + code
+    step = states + batch * kept + HEAD_BLOCK[machine.kind] + code
     return machine.runtime_bytes() + width * size.weights + max(step, 4 * size.weights)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Elements of the one float32 [tokens, vocabulary] block that exists at a time: 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
+# The same on a GPU, where products of a hundred rows would leave most of it idle.
+CHUNK_ELEMENTS_GPU = 1 << 27
 # Rows of it that are widened to float32 at a time on a CPU: what fits a core's cache.
 WIDE_ROWS = 32
 # Set in a config when the model changes its logits after the head; then the model computes them itself.
@@ -126,7 +128,8 @@ def shared_logps(model: Any, decoder: Decoder, rows: Sequence[Row], device: torc
 def _through_head(causal: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) after each of ``hidden`` [tokens, width], float32, [tokens]."""
     head = causal.get_output_embeddings()
-    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    elements = CHUNK_ELEMENTS if head.weight.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    size = max(1, elements // head.weight.shape[0])
     if head.weight.requires_grad and torch.is_grad_enabled():
         parts = [(hidden[at : at + size], targets[at : at + size]) for at in range(0, len(hidden), size)]
         return torch.cat([checkpoint(_head_logps, part, head, goal, use_reentrant=False) for part, goal in parts])
