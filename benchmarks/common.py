@@ -99,8 +99,13 @@ def compared(runs: Mapping[str, Sequence[Run]], ours: str = "safeserve") -> dict
     }
 
 
-def tuned(candidates: Mapping[str, dict[str, Any]], measure: Callable[[dict[str, Any]], Run]) -> dict[str, Any]:
+def tuned(
+    candidates: Mapping[str, dict[str, Any]], measure: Callable[[dict[str, Any]], Run], warm: bool = False
+) -> dict[str, Any]:
     """Measure each candidate's settings once on a short run and name the fastest; what fails is kept with its error.
+
+    Args:
+        warm: run each once before, untimed: on a GPU some settings compile in their first run.
 
     Returns:
         ``best`` (a name), ``settings`` (its settings) and ``tried`` (each name's settings with ``rate`` or ``error``).
@@ -109,6 +114,8 @@ def tuned(candidates: Mapping[str, dict[str, Any]], measure: Callable[[dict[str,
     for name, settings in candidates.items():
         gc.collect()
         try:
+            if warm:
+                measure(settings)
             tried[name] = {"settings": settings, "rate": measure(settings).rate}
             say(f"tuning  {name}: {tried[name]['rate']:.3g}/s")
         except Disagreement:

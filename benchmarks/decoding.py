@@ -10,6 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import Disagreement, Run, hushed, synchronise
@@ -26,8 +27,9 @@ def ours(loaded: Any, prompts: Sequence[Prompt], new: int, samples: int = 1) -> 
     """Answers of safeserve's local engine, greedy, or ``samples`` a prompt at temperature 1.
 
     Returns:
-        New tokens, with the answers in ``more``.
+        New tokens; in ``more`` the answers, and whether it was by safeserve's own layers and recorded steps.
     """
+    from safeserve.generation import graphs
     from safeserve.generation.engine import Sampling
     from safeserve.generation.local import LocalEngine
 
@@ -35,7 +37,8 @@ def ours(loaded: Any, prompts: Sequence[Prompt], new: int, samples: int = 1) -> 
     with hushed():
         synchronise(loaded.device)
         start = time.perf_counter()
-        completions = list(LocalEngine(loaded).generate(prompts, sampling))
+        engine = LocalEngine(loaded)
+        completions = list(engine.generate(prompts, sampling))
         synchronise(loaded.device)
         seconds = time.perf_counter() - start
     answers: Answers = {prompt.id: [] for prompt in prompts}
@@ -43,7 +46,8 @@ def ours(loaded: Any, prompts: Sequence[Prompt], new: int, samples: int = 1) -> 
         if one.finish_reason == "error":
             raise Disagreement(f"safeserve could not answer {one.id}: {one.error}")
         answers[one.id].append([*one.token_ids, *([loaded.chat.end_id] if one.finish_reason == "stop" else [])])
-    return _run(answers, seconds)
+    run = _run(answers, seconds)
+    return replace(run, more={**run.more, "own_layers": engine.own_layers, "graphs": graphs.in_use()})
 
 
 def generate(loaded: Any, prompts: Sequence[Prompt], new: int, settings: Mapping[str, Any], samples: int = 1) -> Run:

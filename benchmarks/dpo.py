@@ -146,12 +146,14 @@ def _swapped(pair: Any) -> Any:
 def memory(setup: Setup, options: Any, peers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Peak memory of each side on the 16 longest pairs, each in a fresh process.
 
-    Safeserve twice: as timed, and with a whole optimiser step as one micro-batch, which is what TRL does at its
-    defaults and with ``per_device_train_batch_size`` of the whole step.
+    Safeserve three times: as timed; with 512 tokens in a micro-batch, a pair or two, which is what TRL holds at one a
+    device; and with a whole optimiser step as one micro-batch, which is what TRL does at its defaults and with
+    ``per_device_train_batch_size`` of the whole step.
     """
     whole = {"gradient_checkpointing": False, "bf16": False, "per_device_train_batch_size": setup.batch}
     tasks = {
         "safeserve": ("ours", {}),
+        "safeserve, token budget 512": ("ours", {"token_budget": 512}),
         "safeserve, a step in one micro-batch": ("ours", {"token_budget": 1 << 20}),
         **{name: ("trl", settings) for name, settings in peers.items()},
         "trl, a step in one micro-batch": ("trl", whole),

@@ -32,6 +32,7 @@ from benchmarks.common import (
     retuned,
     save,
     say,
+    square_gemm,
     tuned,
 )
 from benchmarks.flops import Weights, reward_flops
@@ -112,7 +113,7 @@ def main() -> None:
         "safeserve": lambda: training.ours("reward", setup, pairs),
         "trl tuned": lambda: training.trl("reward", setup, pairs, tuning["settings"]),
     }
-    result = compared(alternate(sides, options.repeats))
+    result = compared(alternate(sides, options.repeats, lambda: square_gemm(options.dtype, "cpu", options.quick)))
     after = gemm_peak(options.dtype, "cpu", shapes, options.quick)
     result |= achieved(result, reward_flops(weights, lengths) / len(pairs), [before, after])
     result |= {"agreement": agreement, "tuning": tuning, "peer_settings": {"trl tuned": tuning["settings"]}}

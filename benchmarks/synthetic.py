@@ -34,8 +34,12 @@ SIZES = {
 WORDS = ("sun", "moon", "tree", "river", "stone", "bread", "light", "song", "answer", "question", "because", "always")
 
 
-def save_model(size: str, folder: Path, dtype: str = "float32", device: str = "cpu") -> Path:
-    """Save a random model of one of :data:`SIZES` with its tokenizer to ``folder``, made on ``device``."""
+def save_model(size: str, folder: Path, dtype: str = "float32", device: str = "cpu", layers: int | None = None) -> Path:
+    """Save a random model of one of :data:`SIZES` with its tokenizer to ``folder``, made on ``device``.
+
+    Args:
+        layers: instead of the size's own.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +50,7 @@ def save_model(size: str, folder: Path, dtype: str = "float32", device: str = "c
         vocab_size=max(shape.vocabulary, len(tokenizer)),
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
+        num_hidden_layers=layers or shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.positions,

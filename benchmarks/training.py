@@ -76,10 +76,11 @@ def ours(
         loaded: a model to use instead of a fresh copy.
 
     Returns:
-        Rows done, with ``trained`` (seconds until the weights were trained, before saving), on a GPU
-        ``step_bytes``, ``losses`` of the
-        steps, the first and their mean in ``more``.
+        Rows done; in ``more`` ``trained`` (seconds until the weights were trained, before saving), on a GPU
+        ``step_bytes``, which layers and kernel it was (``own_layers``, and ``flex`` on a GPU), ``losses`` of the steps,
+        the first and their mean.
     """
+    from safeserve.models import gpu_attention
     from safeserve.training import policy, reward_policy
     from safeserve.training.dpo import DpoOptions, train_dpo
     from safeserve.training.reward import RewardOptions, train_reward
@@ -115,6 +116,7 @@ def ours(
     def noted(*arguments: Any, **named: Any) -> Any:
         synchronise(setup.device)
         trained.update(trained=time.perf_counter() - start, **gpu_above(setup.device, before))
+        trained.update(own_layers=arguments[0].decoder is not None, flex=gpu_attention.flex_in_use())
         return saving(*arguments, **named)
 
     with scratch() as folder, hushed(), mock.patch.object(place, saver, noted):

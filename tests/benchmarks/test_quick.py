@@ -54,3 +54,13 @@ def test_scoring(tmp_path: Path) -> None:
         assert result["benchmark"] == f"scoring-{name}-float32"
         assert compared(result) == {"transformers, padded"}
         assert result["agreement"]["apart"] < 1e-4
+
+
+def test_gpu_on_a_cpu(tmp_path: Path) -> None:
+    quick("gpu", tmp_path / "x.json", "--device", "cpu", "--work", "dpo", "sit")
+    result = read_json(tmp_path / "x-dpo-tiny.json")
+    assert compared(result) == {"trl tuned"}
+    assert result["agreement"]["nats_per_token_apart"] < 1e-3, "the loss of step 0 alone would show nothing"
+    result = read_json(tmp_path / "x-sit-tiny.json")
+    assert compared(result) == {"trl tuned"}
+    assert all(run["own_layers"] for run in result["sides"]["safeserve"]["runs"])

@@ -282,3 +282,15 @@ def test_a_completion_survives_json() -> None:
 
     completion = Completion("a", "b", (1, 2), "stop", -1.5, 1, 7)
     assert typed(Completion, json.loads(json.dumps(completion.to_json())), "here") == completion
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_head_is_frozen_again(engine: Make, loaded: Any, prompts: list[Prompt], frozen: bool) -> None:
+    """By transformers' own layers, which are quicker with a head that may need a gradient."""
+    ours = engine()
+    ours._decoder = None
+    weight = ours.loaded.model.get_output_embeddings().weight
+    weight.requires_grad_(not frozen)
+    list(ours.generate(prompts, Sampling(max_new_tokens=2)))
+    ours.loglikelihood([(prompts[0], "yes")])
+    assert weight.requires_grad is not frozen

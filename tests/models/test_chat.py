@@ -166,3 +166,12 @@ def test_identity_tells_templates_apart(base_tokenizer: Callable[..., Any]) -> N
 def test_decoding_drops_special_tokens_and_outer_blanks(chat: ChatFormat) -> None:
     ids = chat.tokenizer("  a b \n<|im_end|>", add_special_tokens=False)["input_ids"]
     assert chat.decode(ids) == "a b"
+
+
+def test_end_tokens_that_the_model_declares_stop_too(base_tokenizer: Callable[..., Any]) -> None:
+    plain = ChatFormat(base_tokenizer(), "chatml")
+    more = ChatFormat(base_tokenizer(), "chatml", more_stops=(2, 0, 9))
+    assert (plain.stop_ids, more.stop_ids) == ((2,), (0, 2, 9))
+    assert more.end_id == plain.end_id, "what training puts after an answer stays the template's own"
+    assert more.identity != plain.identity
+    assert ChatFormat(base_tokenizer(), "chatml", more_stops=(2,)).identity == plain.identity, "nothing is added"

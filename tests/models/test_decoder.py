@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safeserve.models.decoder import Decoder, Unsupported
+from safeserve.models.packed import fill
 from safeserve.models.prefix import SharedRow, lay_out
 
 ROWS = [SharedRow((5, 6, 7, 2), ((8, 2, 10), (11,), (12, 13, 14, 15, 2))), SharedRow((0, 17), ((18, 19),))]
@@ -199,6 +200,48 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers() -> None:
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     apart, usual = ((form(model).float() - truth).norm() for form in (ours, theirs))
     assert apart <= 1.5 * usual + 1e-3 * truth.norm()
+
+
+LONG = [
+    SharedRow(tuple(range(5, 25)), (tuple(range(3, 30)), tuple(range(8, 20)))),
+    SharedRow((4, 9), (tuple(range(2, 31)),)),
+]
+
+
+def test_added_tokens_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU, oneDNN keeps code for every number of rows, so there are few different ones."""
+    model = adapted(make("llama", max_position_embeddings=64).bfloat16())
+    layout = lay_out(LONG, "cpu")
+    decoder = Decoder(inner(model))
+    assert len(layout.ids) == 87
+    assert len(decoder.filled(layout.ids, layout.positions)[0]) == len(decoder.shared(layout)) == 88
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for steps in (32, 2):  # 88 rows and 96
+        monkeypatch.setattr("safeserve.models.decoder.fill", lambda rows, _, steps=steps: fill(rows, steps))
+        states = ours(model, LONG)
+        found.append((states, torch.autograd.grad(states.float().square().sum(), parameters)))
+    monkeypatch.setattr(Decoder, "filled", lambda _, ids, positions: (ids, positions))
+    states = ours(model, LONG)
+    slopes = torch.autograd.grad(states.float().square().sum(), parameters)
+    for other, others in found:
+        assert torch.allclose(other.float(), states.float(), rtol=1e-2, atol=1e-2)
+        for a, b in zip(others, slopes, strict=True):
+            assert (a - b).norm() <= 2e-2 * b.norm()
+
+
+def test_numbers_of_rows_in_bfloat16_are_few() -> None:
+    decoder = Decoder(make("llama").bfloat16())
+    plain = Decoder(make("llama"))
+    sizes = set()
+    for count in range(1, 2049):
+        ids = torch.zeros(count, dtype=torch.long)
+        filled, positions = decoder.filled(ids, ids)
+        assert count <= len(filled) <= 1.04 * count
+        assert len(filled) == len(positions)
+        assert plain.filled(ids, ids)[0] is ids, "float32 is multiplied by another library"
+        sizes.add(len(filled))
+    assert len(sizes) <= 64 + 5 * 32 + 1
 
 
 SMALL_GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}

@@ -123,6 +123,19 @@ def test_flex_that_fails_gives_way_once_and_says_so(
     assert captured.out == ""
 
 
+def test_a_full_memory_is_not_the_kernel_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(gpu_attention, "flex", full)
+    monkeypatch.setattr(gpu_attention, "_flex_works", True)
+    layout = layout_of("ragged")
+    q, k, v, _, _ = inputs(layout)
+    with pytest.raises(torch.OutOfMemoryError):
+        attend_flat(q, k, v, layout)
+    assert gpu_attention.flex_in_use()
+
+
 def test_flex_is_taken_where_it_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_attention, "flex", lambda q, k, v, layout: q.flatten(1) + 1)
     monkeypatch.setattr(gpu_attention, "_flex_works", True)

@@ -277,3 +277,25 @@ def test_a_merged_model_is_saved_whole(adapter: Path, tmp_path: Path) -> None:
     assert again.info["merged_from"] == str(adapter)
     assert not [path.name for path in (tmp_path / "merged").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert os.path.getsize(tmp_path / "merged" / "model.safetensors") > 10_000
+
+
+@pytest.mark.parametrize(("declared", "stops"), [([2, 0, 7], (0, 2, 7)), (7, (2, 7)), (2, (2,)), (None, (2,))])
+def test_end_tokens_of_the_generation_config_end_an_answer(copy: Path, declared: Any, stops: tuple[int, ...]) -> None:
+    before = load(copy, device="cpu").identity
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
+    loaded = load(copy, device="cpu")
+    assert loaded.chat.stop_ids == stops
+    assert (loaded.identity == before) is (stops == (2,))
+    (copy / "generation_config.json").unlink()
+    without = load(copy, device="cpu")
+    assert (without.chat.stop_ids, without.identity) == ((2,), before)
+
+
+def test_code_of_compiled_products_is_bounded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    load(copy, device="cpu")
+    assert os.environ[name] == "7", "a value that the user gave stays"
+    monkeypatch.delenv(name)
+    load(copy, device="cpu")
+    assert int(os.environ[name]) < 1024

@@ -19,6 +19,7 @@ from safeserve.training.batches import (
     share_prompts,
     shared_tokens,
     split_validation,
+    within_budget,
 )
 
 
@@ -150,3 +151,20 @@ def test_row_of_rendered_and_digest() -> None:
     assert rows_digest([row(3), row(4)]) != rows_digest([row(4), row(3)])
     with pytest.raises(AttributeError):
         made.start = 2  # type: ignore[misc]
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 80), st.booleans())
+def test_rows_of_one_prompt_are_cut_to_the_budget(prompt: int, answers: list[int], budget: int, flat: bool) -> None:
+    rows = [Row((1,) * (prompt + length), prompt) for length in answers]
+    parts = list(within_budget(rows, range(len(rows)), budget, flat))
+    assert [n for part in parts for n in part] == list(range(len(rows)))
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        here = [rows[n] for n in part]
+        cut = flat_batches if flat else padded_batches
+        if len(part) > 1:
+            whole = shared_tokens(here) if flat else len(here) * max(row.length for row in here)
+            assert whole <= budget
+        assert cut([here], lambda item: item, budget) == [[here]]
+        if after:  # no part ends before it has to
+            more = [*here, rows[after[0]]]
+            assert (shared_tokens(more) if flat else len(more) * max(row.length for row in more)) > budget

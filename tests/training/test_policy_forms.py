@@ -18,7 +18,7 @@ from safeserve.training.batches import Row
 from safeserve.training.dpo import DpoObjective, DpoOptions, EncodedPair, train_dpo
 from safeserve.training.logprobs import plain_logps
 from safeserve.training.options import TrainOptions
-from safeserve.training.policy import Policy, excerpt
+from safeserve.training.policy import Policy, excerpt, probes, stretched
 from safeserve.training.sit import SitObjective, SitOptions, train_sit
 
 Tiny = Callable[..., LoadedModel]
@@ -312,3 +312,46 @@ def test_another_architecture_is_trained_in_the_plain_form(
         theirs = result.model.model(input_ids=torch.tensor([row.ids]), labels=labels).loss
         ours = -plain_logps(result.model.model, [row], "cpu").values.mean()
     assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_on_a_gpu_rows_of_several_blocks_are_compared_too() -> None:
+    rows = some_rows("pairs")[:2]
+    assert probes(rows, "cpu") == [[excerpt(row) for row in rows]]
+    short, long = probes(rows, "cuda")
+    assert short == probes(rows, "cpu")[0]
+    assert [row.prompt for row in long] == [row.prompt for row in rows], "the pair still shares its prompt"
+    assert all(257 <= row.length < 257 + before.response_length for row, before in zip(long, rows, strict=True))
+    whole = Row(tuple(range(300)), 8)
+    assert stretched(whole) == whole
+
+
+def test_a_kernel_that_fails_in_its_backward_pass_gives_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeserve.models import gpu_attention
+
+    policy, calls = policy_of(tiny()), []
+
+    def once(form: Any, rows: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        calls.append(form.__name__)
+        if len(calls) == 1:
+            raise RuntimeError("no backward kernel")
+        return torch.zeros(len(rows)), (torch.ones(3),)
+
+    monkeypatch.setattr(policy, "_with_slopes", once)
+    monkeypatch.setattr(gpu_attention, "_flex_works", True)
+    with pytest.raises(RuntimeError, match="no backward kernel"):  # on a CPU it is no kernel of a compiler's
+        policy.probe(some_rows("pairs")[:2])
+    calls.clear()
+    monkeypatch.setattr(Policy, "device", "cuda")
+    policy.probe(some_rows("pairs")[:2])
+    assert calls == ["response_logps", "response_logps", "_plain_logps", "response_logps", "_plain_logps"]
+    assert not gpu_attention.flex_in_use()
+    assert policy.decoder is not None
+
+
+def test_weights_that_were_trained_in_place_have_another_identity(tiny: Tiny) -> None:
+    kept, changed = tiny(), tiny()
+    before = kept.identity
+    policy_of(kept).release()
+    assert kept.identity == before
+    policy_of(changed, full=True).release()
+    assert changed.identity != before

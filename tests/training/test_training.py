@@ -14,7 +14,7 @@ import torch
 from safeserve.core.errors import EnvironmentFault, UserError
 from safeserve.data.records import Demonstration, PreferencePair, user
 from safeserve.models.loading import load
-from safeserve.training.batches import Row
+from safeserve.training.batches import Row, shared_tokens
 from safeserve.training.dpo import DpoOptions, order_by_safety, train_dpo
 from safeserve.training.options import TrainOptions
 from safeserve.training.policy import Policy
@@ -225,6 +225,30 @@ def test_reference_is_read_back_and_keyed(tiny: Tiny, tmp_path: Path, monkeypatc
     assert calls == [2]
     reference_logps(policy, [*rows[:4], Row(rows[4].ids, 3)], tmp_path)
     assert sum(calls) == 2 + 5
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_many_answers_to_one_prompt_are_read_within_the_token_budget(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: bool
+) -> None:
+    rows = [Row((*range(5, 15), *range(20, 20 + n)), 10) for n in range(2, 22)]
+    policy = Policy(tiny(), DpoOptions(token_budget=100), seed=1)
+    if not flat:
+        policy.decoder = None
+    sizes: list[int] = []
+    original = policy.response_logps
+
+    def spy(some: Any) -> Any:
+        sizes.append(shared_tokens(some) if flat else len(some) * max(row.length for row in some))
+        return original(some)
+
+    monkeypatch.setattr(policy, "response_logps", spy)
+    found = reference_logps(policy, rows, tmp_path)
+    assert len(sizes) > 2
+    assert max(sizes) <= 100
+    with policy.reference():
+        alone = torch.stack([original([row]).sums()[0] for row in rows])
+    assert torch.allclose(found, alone, atol=1e-4)
 
 
 def test_overlong_rows_are_named_and_counted(

@@ -15,6 +15,14 @@ from torch import Tensor
 STRIDE = 256
 """Lengths of the cache are rounded up to a multiple of this many tokens."""
 
+_failed = False
+
+
+def in_use() -> bool:
+    """Whether no recording has failed so far in this process."""
+    return not _failed
+
+
 Step = Callable[[Tensor, Tensor, int], Tensor]
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
@@ -58,6 +66,7 @@ class GraphedStep:
 
     def __call__(self, tokens: Tensor, lengths: list[int]) -> Tensor:
         """Logits of the running answers' next tokens, [running, vocabulary]; valid until the next call."""
+        global _failed
         running = len(lengths)
         rows = min(self._slots, 1 << (running - 1).bit_length())
         longest = min(self._room, -(-(max(lengths) + 1) // STRIDE) * STRIDE)
@@ -68,7 +77,7 @@ class GraphedStep:
             try:
                 self._recorded[rows, longest] = self._capture(lambda: self._step(ids, at, longest))
             except RuntimeError as error:
-                self._works = False
+                self._works, _failed = False, True
                 name = type(error).__name__
                 print(f"generate: CUDA graphs are not used here ({name}); decoding is slower.", file=sys.stderr)
         if not self._works:

@@ -6,6 +6,7 @@ and resumed run repeats a wave exactly (same machine, same thread count).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +54,9 @@ class LocalEngine:
         self.wave_rows = wave_rows or max(WAVE_ROWS, 4 * self.slots)
         self._decoder: Decoder | None = None
         self._head: Any = None
-        try:
+        self._most_cache = 0
+        with contextlib.suppress(Unsupported):
             self._decoder = Decoder(loaded.model)
-        except Unsupported:
-            # Frozen, the head is copied once a row for a strided batch (torch's matmul folds a batch only for weights
-            # that may need a gradient): 5 GB and 3 s a wave. Nothing here computes a gradient.
-            loaded.model.get_output_embeddings().weight.requires_grad_(True)
         self.model_identity: str = loaded.identity
         self.dtype: str = loaded.dtype
         self.not_sent: tuple[str, ...] = ()
@@ -66,6 +64,11 @@ class LocalEngine:
         self.identity = stable_hash(["local-5", form, loaded.identity, loaded.dtype, self.wave_rows, self.slots])
         limit = getattr(loaded.model.config, "max_position_embeddings", None)
         self.max_positions: int = int(limit) if limit else 1 << 30
+
+    @property
+    def own_layers(self) -> bool:
+        """Whether this project's layers run; transformers' own do where the architecture is another one."""
+        return self._decoder is not None
 
     def rows(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Row]:
         """Every answer to make, in order."""
@@ -106,7 +109,7 @@ class LocalEngine:
             ids[i, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
             mask[i, : len(prompt) + len(answer)] = 1
         device = self.loaded.device
-        with torch.inference_mode():
+        with self._unfrozen_head(), torch.inference_mode():
             logits = self.loaded.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         results = []
         for i, (prompt, answer) in enumerate(pairs):
@@ -122,7 +125,8 @@ class LocalEngine:
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
         drafts = Drafts(rows, sampling, self.loaded.chat, self.loaded.device)
         if self._decoder is None:
-            self._decode_plain(rows, drafts, sampling.max_new_tokens)
+            with self._unfrozen_head():
+                self._decode_plain(rows, drafts, sampling.max_new_tokens)
         else:
             head = self.loaded.model.get_output_embeddings()
             if self._head is None:
@@ -133,10 +137,28 @@ class LocalEngine:
         return drafts.completions()
 
     def _cache_bytes(self) -> int:
-        """Memory for keys and values: 1 GiB on a CPU, 40 % of what is free on a GPU."""
-        if not self.loaded.device.startswith("cuda"):
-            return 1 << 30
-        return int(0.4 * torch.cuda.mem_get_info(self.loaded.device)[0])
+        """Memory for keys and values: 1 GiB on a CPU, on a GPU 40 % of what was free before the first wave."""
+        if not self._most_cache:
+            self._most_cache = 1 << 30
+            if (device := self.loaded.device).startswith("cuda"):
+                kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+                self._most_cache = int(0.4 * (torch.cuda.mem_get_info(device)[0] + kept))
+        return self._most_cache
+
+    @contextlib.contextmanager
+    def _unfrozen_head(self) -> Iterator[None]:
+        """For transformers' own layers. Frozen, the head is copied once a row for a strided batch (torch's matmul folds
+        a batch only for weights that may need a gradient): 5 GB and 3 s a wave. Nothing here computes a gradient."""
+        if self._decoder is not None:
+            yield
+            return
+        weight = self.loaded.model.get_output_embeddings().weight
+        before = weight.requires_grad
+        weight.requires_grad_(True)
+        try:
+            yield
+        finally:
+            weight.requires_grad_(before)
 
     @torch.inference_mode()
     def _decode_plain(self, rows: Sequence[Row], drafts: Drafts, max_new_tokens: int) -> None:

@@ -84,9 +84,10 @@ class SlotCache:
     def __init__(self, decoder: Decoder, slots: int, room: int, dtype: torch.dtype) -> None:
         shape = decoder.shape
         size = (slots, shape.key_heads, room, shape.head_dim)
-        # Zeros, not whatever was there: a weight of 0 on a NaN is a NaN.
-        self.keys = [torch.zeros(size, dtype=dtype, device=decoder.device) for _ in range(shape.layers)]
-        self.values = [torch.zeros(size, dtype=dtype, device=decoder.device) for _ in range(shape.layers)]
+        # Zeros, not whatever was there: a weight of 0 on a NaN is a NaN. One tensor for all layers: the C library gives
+        # a block of this size back as soon as it is freed, and keeps what is freed in pieces between smaller things.
+        both = torch.zeros((2, shape.layers, *size), dtype=dtype, device=decoder.device)
+        self.keys, self.values = (part.unbind(0) for part in both.unbind(0))
 
     @staticmethod
     def slot_bytes(decoder: Decoder, room: int, dtype: torch.dtype) -> int:
@@ -96,8 +97,10 @@ class SlotCache:
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first ``length`` positions of some slots over those of others."""
+        device = self.keys[0].device
+        source, target = (torch.tensor(slots, device=device) for slots in (sources, targets))  # sent once to a GPU
         for store in (*self.keys, *self.values):
-            store[targets, :, :length] = store[sources, :, :length]
+            store[target, :, :length] = store[source, :, :length]
 
 
 class SlotDecoder:

@@ -59,12 +59,13 @@ class ChatFormat:
     Args:
         tokenizer: a transformers tokenizer.
         template: a name in :data:`NAMED_TEMPLATES`; None uses the tokenizer's own template.
+        more_stops: token ids that end an answer too, beside the template's end and the tokenizer's.
 
     Raises:
         UserError: an unknown template name, or a tokenizer without a template when none is named.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, template: str | None = None, more_stops: Sequence[int] = ()) -> None:
         if template is not None and template not in NAMED_TEMPLATES:
             raise UserError(f'template: unknown name "{template}".{did_you_mean(template, NAMED_TEMPLATES)}')
         if template is not None:
@@ -81,12 +82,14 @@ class ChatFormat:
         self._add_bos = bool(plain) and plain[0] == tokenizer.bos_token_id
         self.end_id = self._find_end_id()
         self.end_text: str = tokenizer.decode([self.end_id])
-        self.identity = stable_hash([tokenizer.chat_template, self.end_id, self._add_bos])
+        self._more_stops = tuple(sorted(set(more_stops) - {self.end_id, tokenizer.eos_token_id}))
+        more = [self._more_stops] if self._more_stops else []
+        self.identity = stable_hash([tokenizer.chat_template, self.end_id, self._add_bos, *more])
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
-        return tuple(sorted({self.end_id, self.tokenizer.eos_token_id} - {None}))
+        return tuple(sorted({self.end_id, self.tokenizer.eos_token_id, *self._more_stops} - {None}))
 
     def text(self, messages: Sequence[Message], generation: bool = True) -> str:
         """The conversation as the text that is tokenised."""

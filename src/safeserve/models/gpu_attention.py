@@ -17,6 +17,19 @@ BLOCK = 128
 """Tokens a side of the blocks that FlexAttention skips or computes."""
 
 _flex_works = True
+_mask_compiles = True
+
+
+def flex_in_use() -> bool:
+    """Whether FlexAttention has worked so far in this process."""
+    return _flex_works
+
+
+def leave_flex(error: Exception) -> None:
+    """From now on the other kernel is taken, which computes the same."""
+    global _flex_works
+    _flex_works = False
+    print(f"FlexAttention is not used here ({type(error).__name__}); masked SDPA is.", file=sys.stderr)
 
 
 def attend_flat(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -28,21 +41,22 @@ def attend_flat(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     Returns:
         [tokens, query heads · head_dim].
     """
-    global _flex_works
     if _flex_works:
         try:
             return flex(q, k, v, layout)
-        except Exception as error:  # whatever the compiler raises: the other kernel computes the same
-            _flex_works = False
-            print(f"FlexAttention is not used here ({type(error).__name__}); masked SDPA is.", file=sys.stderr)
+        except torch.OutOfMemoryError:  # says nothing about the kernel, and the other one takes more
+            raise
+        except Exception as error:  # whatever the compiler raises
+            leave_flex(error)
     return sdpa(q, k, v, layout)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Rows padded to the longest, with the mask spelt out."""
+    # On a GPU the fused kernel takes a mask or shared key heads, not both.
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     query, key, value = (layout.pad(x).transpose(1, 2) for x in (q, k, v))
-    allowed = ~layout.blocked.unsqueeze(1)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=True)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=~layout.blocked.unsqueeze(1))
     return layout.unpad(out.transpose(1, 2)).flatten(1)
 
 
@@ -58,6 +72,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 def _block_mask(layout: Layout) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
+    global _mask_compiles
     count = len(layout.ids)
     row = torch.arange(layout.rows, device=layout.ids.device).unsqueeze(1).expand(-1, layout.width)
     rows = layout.unpad(row)
@@ -67,11 +82,28 @@ def _block_mask(layout: Layout) -> Any:
         answer = (segments[key] == 0) | (segments[key] == segments[query])
         return (rows[query] == rows[key]) & (query >= key) & answer
 
-    return create_block_mask(seen, None, None, count, count, device=str(layout.ids.device), BLOCK_SIZE=BLOCK)
+    device = layout.ids.device
+    if device.type == "cuda" and _mask_compiles:  # else all pairs of tokens are in memory before the blocks are
+        try:
+            return _compiled_mask()(seen, None, None, count, count, device=str(device), BLOCK_SIZE=BLOCK)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the compiler raises
+            _mask_compiles = False
+            print(f"FlexAttention's mask is made uncompiled ({type(error).__name__}).", file=sys.stderr)
+    return create_block_mask(seen, None, None, count, count, device=str(device), BLOCK_SIZE=BLOCK)
+
+
+@functools.cache
+def _compiled_mask() -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask)
 
 
 @functools.cache
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    # fullgraph: where it would be recompiled once too often it is an error, and not the plain form without a word.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

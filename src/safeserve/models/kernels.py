@@ -103,7 +103,7 @@ class _Project(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 dx = g @ layer[0] if dx is None else dx.addmm_(g, layer[0])
             if n in lows:
-                throughs[n] = (g @ layer[3].to(g.dtype)).mul_(ctx.scales[n])
+                throughs[n] = _through(g, layer[3], ctx.scales[n])
         if throughs:
             slopes = _a_backward(list(throughs.values()), [layers[n][2] for n in throughs], x, dx)
             for n, slope in zip(throughs, slopes, strict=True):
@@ -121,11 +121,16 @@ def _layer_backward(
     return [weight, bias, None, db]
 
 
+def _through(g: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale · g B, [tokens, rank]: what reaches x A^T."""
+    return (g @ b.to(g.dtype)).mul_(scale)
+
+
 def _a_backward(throughs: list[Tensor], matrices: list[Tensor], x: Tensor, dx: Tensor | None) -> list[Tensor]:
     """Gradients of all A that read ``x``, in one product, and in place what reaches ``x`` through them added to ``dx``.
 
     Args:
-        throughs: scale · g B of each layer, [tokens, rank].
+        throughs: :func:`_through` of each layer, [tokens, rank].
     """
     stacked = torch.cat(throughs, 1)
     if dx is not None:
@@ -155,8 +160,7 @@ class _GatedDown(torch.autograd.Function):
         grads = _layer_backward(g, inner, low, layer, ctx.scale, wanted)
         d_inner = g @ layer[0]
         if low is not None:
-            through = (g @ layer[3].to(g.dtype)).mul_(ctx.scale)
-            (grads[2],) = _a_backward([through], [layer[2]], inner, d_inner)
+            (grads[2],) = _a_backward([_through(g, layer[3], ctx.scale)], [layer[2]], inner, d_inner)
         d_linear = activated.mul_(d_inner)
         d_gated = torch.ops.aten.silu_backward(d_inner.mul_(linear_part), gated)
         return d_gated, d_linear, None, *grads

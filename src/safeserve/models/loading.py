@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safeserve.core.errors import EnvironmentFault, UserError
+from safeserve.core.memory import keep_less_code
 from safeserve.core.options import stable_hash
 from safeserve.core.runs import disk_errors, read_json, sha256_file, write_json
 from safeserve.models import embedded
@@ -103,6 +104,7 @@ def load(
     import torch
     from safetensors import SafetensorError
 
+    keep_less_code()
     device = device or default_device()
     dtype_name = resolve_dtype(dtype, device)
     torch_dtype = getattr(torch, dtype_name)
@@ -127,7 +129,7 @@ def load(
         model.to(device)
     model.eval()
     with blamed(folder, "chat template"):
-        chat = ChatFormat(tokenizer, template or info.get("template"))
+        chat = ChatFormat(tokenizer, template or info.get("template"), declared_stops(model))
     weights = weights_identity(folder) if folder is not None else f"{source}@{model.config._commit_hash or revision}"
     return LoadedModel(
         name=str(name),
@@ -139,6 +141,15 @@ def load(
         device=device,
         info=info,
     )
+
+
+def declared_stops(model: Any) -> tuple[int, ...]:
+    """End tokens of the model's generation_config.json: Llama 3 and Qwen2.5 list more than their tokenizers name."""
+    config = getattr(model, "generation_config", None)
+    if config is None or config._from_model_config:  # no such file, or one made from config.json
+        return ()
+    ends = config.eos_token_id
+    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (int(ends),)
 
 
 def local_folder(name: str, quiet: bool = False) -> Path | None:

@@ -190,7 +190,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layout: La
     """Attention within rows, as ``layout`` allows it.
 
     Args:
-        q: [tokens, query heads, head_dim]; k, v: [tokens, key heads, head_dim], before the rotation.
+        q: [tokens, query heads, head_dim]; k, v: [tokens, key heads, head_dim], before the rotation. On a CPU more
+            tokens may follow than ``layout`` has; zeros are given for them.
         cos, sin: [tokens, 1, head_dim / 2].
 
     Returns:
@@ -215,6 +216,7 @@ class _Attend(torch.autograd.Function):
         query = _by_head(rotate(q, cos, sin), heads)
         key, value = _by_head(rotate(k, cos, sin), heads), _by_head(v, heads)
         out = torch.empty_like(query)
+        out[:, len(layout.ids) :] = 0  # tokens of no row
         kept = []
         for span in layout.spans:
             weights = _weights(_part(query, span), _seen(key, span), layout.causal(span, group, q.dtype))
@@ -230,6 +232,7 @@ class _Attend(torch.autograd.Function):
         layout, (heads, _, group, dim) = ctx.layout, query.shape
         slope = _by_head(g.view(len(g), heads * group, dim), heads)
         d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        d_query[:, len(layout.ids) :] = 0
         for span, weights in zip(layout.spans, kept, strict=True):
             own, mine = _part(query, span), _part(slope, span)
             keys, values = _seen(key, span), _seen(value, span)

@@ -149,14 +149,15 @@ class Batch:
         self._blocks = [_block(part, device) for part in _similar(segments)]
 
     def states(self, decoder: Decoder) -> Tensor:
-        """States after the final norm, [flat tokens, hidden]."""
-        return decoder.states(self.ids, self.positions, lambda _, *parts: self._attend(*parts))
+        """States after the final norm, [at least the flat tokens, hidden]; see :meth:`Decoder.filled`."""
+        return decoder.states(*decoder.filled(self.ids, self.positions), lambda _, *parts: self._attend(*parts))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if q.device.type != "cpu":  # on a GPU the fused kernel takes a mask or shared key heads, not both
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         out = torch.empty_like(q)
+        out[len(self.ids) :] = 0  # tokens of no text
         for block in self._blocks:
             query, key, value = (
                 x.index_select(0, at.flatten()).view(*at.shape, *x.shape[1:]).transpose(1, 2)

@@ -48,7 +48,7 @@ SHARES = {
     "cpu": Shares("float32", train=0.65, reference=0.8, prefill=0.7, decode=0.45, guard=0.7, step_seconds=0.002),
     "cuda": Shares("bfloat16", train=0.35, reference=0.4, prefill=0.4, decode=0.3, guard=0.3, step_seconds=0.01),
 }
-"""By device. From runs of ``quickstart`` on two cores and on one GPU."""
+"""By device. On a CPU from runs of ``quickstart`` on two cores; on a GPU assumed, for none has been measured."""
 
 SLOTS = {"cpu": 64, "cuda": 256}
 """Answers that are decoded at once."""
@@ -60,11 +60,19 @@ START_SECONDS = 8.0
 """Importing torch and transformers, reading data, and at the end comparing and writing the page."""
 RUNTIME_BYTES = 0.6e9
 """Resident memory of Python with torch and transformers before any model is loaded (on a GPU it is not counted)."""
+CODE_BYTES = 0.35e9
+"""What oneDNN compiles and keeps in a training in bfloat16 on a CPU; float32 is multiplied by another library."""
+CACHE_BYTES = 1 << 30
+"""Most that the engine takes for keys and values on a CPU."""
+PREFILL_TOKENS = 2048
+"""Most prompt tokens that the engine reads at once."""
 KEPT_HIDDEN, KEPT_INNER = 7, 4
 """Values that a layer keeps a token for the backward pass, in widths of the model and of its MLP: measured by
 summing the tensors saved by autograd, SmolLM2-135M with adapters, 1.21 MB a token in float32."""
-HEAD_BLOCK = 64 << 20
-"""The head's block of logits in training."""
+KEPT_KEYS = 256
+"""Longest row whose attention weights are kept too."""
+HEAD_BLOCK = {"cpu": 64 << 20, "cuda": 768 << 20}
+"""The head's block of logits in training (on a GPU in bfloat16, and once more in float32)."""
 GUARD_BATCH = 4096
 """Tokens that the guard reads at once."""
 
@@ -83,6 +91,7 @@ class ModelSize:
     layers: int
     hidden: int
     inner: int
+    heads: int
     query_width: int
     key_width: int
     vocabulary: int
@@ -117,6 +126,7 @@ class ModelSize:
             layers=layers,
             hidden=hidden,
             inner=int(config.get("intermediate_size") or 4 * hidden),
+            heads=heads,
             query_width=heads * head_dim,
             key_width=int(config.get("num_key_value_heads") or heads) * wide,
             vocabulary=vocabulary,
@@ -237,18 +247,20 @@ def reference_seconds(size: ModelSize, machine: Machine, work: TrainingWork) -> 
 def training_bytes(size: ModelSize, machine: Machine, work: TrainingWork, options: TrainOptions) -> float:
     """Most memory in training, and in reading what was trained, which is merged in float32.
 
-    Weights with gradient and the two moments of AdamW take 16 bytes each.
+    Weights with gradient and the two moments of AdamW take 16 bytes each. On a CPU the attention of rows that are not
+    long keeps its weights, for every token one a head and a token of its row.
     """
     width = 4 if options.full else BYTES[machine.dtype]
     states = (12 * size.weights) if options.full else 16 * size.adapter(options)
     budget = options.token_budget or default_token_budget(machine.kind, machine.dtype)
     batch = max(min(budget, options.batch_size * work.tokens / max(1, work.items)), work.longest)
-    kept = (
-        width
-        * (KEPT_HIDDEN * size.hidden + KEPT_INNER * size.inner)
-        * (2 if options.gradient_checkpointing else size.layers)
-    )
-    return machine.runtime_bytes() + width * size.weights + max(states + batch * kept + HEAD_BLOCK, 4 * size.weights)
+    cpu = machine.kind == "cpu"
+    seen = size.heads * min(KEPT_KEYS, 2 * work.context) if cpu else 0.0
+    layer = width * (KEPT_HIDDEN * size.hidden + KEPT_INNER * size.inner + seen)
+    kept = layer * (2 if options.gradient_checkpointing else size.layers)
+    code = CODE_BYTES if cpu and machine.dtype == "bfloat16" else 0.0
+    step = states + batch * kept + HEAD_BLOCK[machine.kind] + code
+    return machine.runtime_bytes() + width * size.weights + max(step, 4 * size.weights)
 
 
 @dataclass(frozen=True)
@@ -289,9 +301,18 @@ def generation_bytes(size: ModelSize, machine: Machine, work: GenerationWork) ->
     width = BYTES[machine.dtype]
     slots = min(SLOTS[machine.kind], max(1, work.rows))
     cache = slots * (work.longest_prompt + work.longest_answer) * 2 * size.layers * size.key_width * width
+    if machine.kind == "cpu":
+        cache = min(cache, CACHE_BYTES)
     logits = 4 * slots * size.vocabulary * 4
-    layer = slots * work.longest_prompt * (6 * size.hidden + 3 * size.inner) * width
-    return machine.runtime_bytes() + width * size.weights + cache + logits + layer
+    read = min(slots * work.longest_prompt, max(PREFILL_TOKENS, work.longest_prompt))
+    layer = read * (6 * size.hidden + 3 * size.inner) * width
+    return machine.runtime_bytes() + engine_bytes(size, machine) + cache + logits + layer
+
+
+def engine_bytes(size: ModelSize, machine: Machine) -> float:
+    """Weights of a model that answers: on a CPU body and head are there once more, packed for decoding."""
+    packed = size.body + size.head if machine.kind == "cpu" else 0
+    return BYTES[machine.dtype] * (size.weights + packed)
 
 
 def guard_seconds(size: ModelSize, machine: Machine, tokens: float, depth: int) -> float:
@@ -300,9 +321,10 @@ def guard_seconds(size: ModelSize, machine: Machine, tokens: float, depth: int) 
 
 
 def guard_bytes(size: ModelSize, machine: Machine) -> float:
-    """The guard beside the model that it judges."""
+    """The guard beside the model that it judges: its weights, and its batch or, before, the file that it is read from
+    (the embedded model's, in float32, which counts as resident while it is read)."""
     width = BYTES[machine.dtype]
-    return width * size.weights + GUARD_BATCH * (8 * size.hidden + 4 * size.inner) * width
+    return width * size.weights + max(4 * size.weights, GUARD_BATCH * (8 * size.hidden + 4 * size.inner) * width)
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int:

@@ -129,7 +129,7 @@ class Outlook:
             depth = described(Guard().file).depth
             judge = forecast.guard_seconds(self.guard_size, self.guard_machine, tokens["judged"], depth)
             parts["judge"] = judge + self.guard_machine.load_seconds(self.guard_size)
-            beside = self.machine.runtime_bytes() + forecast.BYTES[self.machine.dtype] * self.size.weights
+            beside = self.machine.runtime_bytes() + forecast.engine_bytes(self.size, self.machine)
             peak = max(peak, beside + forecast.guard_bytes(self.guard_size, self.guard_machine))
         return _told(tokens, parts, peak)
 
@@ -273,7 +273,8 @@ class Outlook:
         """What the predictions so far rest on beside counted tokens."""
         share = self.machine.share
         reached = f"training reaches {share('train'):.0%} of that rate, decoding {share('decode'):.0%}"
-        return [*self._assumed, f"{reached}, reading {share('prefill'):.0%}."]
+        measured = "." if self.machine.kind == "cpu" else " (these shares are assumed: no GPU has been measured)."
+        return [*self._assumed, f"{reached}, reading {share('prefill'):.0%}{measured}"]
 
     def _load(self, held: bool) -> dict[str, float]:
         return {} if held else {"load": self.machine.load_seconds(self.size)}

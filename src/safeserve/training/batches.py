@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -92,6 +92,25 @@ def share_prompts(rows: Sequence[Row]) -> list[tuple[tuple[int, ...], list[int]]
     for number, row in enumerate(rows):
         groups.setdefault(row.prompt, []).append(number)
     return list(groups.items())
+
+
+def within_budget(rows: Sequence[Row], group: Sequence[int], token_budget: int, flat: bool) -> Iterator[list[int]]:
+    """Numbers of rows with one prompt, in order, cut into parts that are micro-batches within the budget.
+
+    Args:
+        group: numbers of the rows.
+        token_budget: a row that alone exceeds it is a part of its own.
+        flat: the prompt of a part is computed once, and nothing is padded.
+    """
+    part: list[int] = []
+    for number in group:
+        longer = [rows[n] for n in (*part, number)]
+        tokens = shared_tokens(longer) if flat else len(longer) * max(row.length for row in longer)
+        if part and tokens > token_budget:
+            yield part
+            part = []
+        part.append(number)
+    yield part
 
 
 def shared_tokens(rows: Sequence[Row]) -> int:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from safeserve.models.packed import fill
 from safeserve.models.prefix import SharedRow, lay_out
 from safeserve.training.batches import Row, share_prompts
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # Elements of the one float32 [tokens, vocabulary] block that exists at a time: 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
+# The same on a GPU, where products of a hundred rows would leave most of it idle.
+CHUNK_ELEMENTS_GPU = 1 << 27
 # Rows of it that are widened to float32 at a time on a CPU: what fits a core's cache.
 WIDE_ROWS = 32
 # Set in a config when the model changes its logits after the head; then the model computes them itself.
@@ -124,7 +128,8 @@ def shared_logps(model: Any, decoder: Decoder, rows: Sequence[Row], device: torc
 def _through_head(causal: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) after each of ``hidden`` [tokens, width], float32, [tokens]."""
     head = causal.get_output_embeddings()
-    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    elements = CHUNK_ELEMENTS if head.weight.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    size = max(1, elements // head.weight.shape[0])
     if head.weight.requires_grad and torch.is_grad_enabled():
         parts = [(hidden[at : at + size], targets[at : at + size]) for at in range(0, len(hidden), size)]
         return torch.cat([checkpoint(_head_logps, part, head, goal, use_reentrant=False) for part, goal in parts])
@@ -183,16 +188,22 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, size: int) -> Tensor:
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Few different numbers of rows where oneDNN keeps code for each: see Decoder.filled.
+        steps = 32 if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else 0
         # One block for all chunks: fresh memory of this size costs as much as the product that fills it.
-        block = weight.new_empty(min(size, len(targets)), len(weight))
+        rows = len(targets) + (fill(len(targets), steps) if steps else 0)
+        block = weight.new_empty(min(size, rows), len(weight))
         for at in range(0, len(targets), size):
             part, target = hidden[at : at + size].to(weight.dtype), targets[at : at + size]
+            count = len(part)
+            if steps:
+                part = pad(part, (0, 0, 0, min(len(block) - count, fill(count, steps))))
             logits = torch.mm(part, weight.t(), out=block[: len(part)])
             if bias is not None:
                 logits.add_(bias)
-            logps[at : at + size], total = _exponentiate(logits, target)
+            logps[at : at + size], total = _exponentiate(logits[:count], target)
             if slopes is not None:
-                slopes[at : at + size] = weight[target] - (logits @ weight).div_(total)
+                slopes[at : at + size] = weight[target] - (logits @ weight)[:count].div_(total)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import sys
 import warnings
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from safeserve.core.errors import UserError
 from safeserve.core.memory import give_back
+from safeserve.core.options import stable_hash
 from safeserve.core.runs import disk_errors
 from safeserve.models.decoder import Decoder, Unsupported
+from safeserve.models.gpu_attention import flex_in_use, leave_flex
 from safeserve.models.loading import LoadedModel, load, save_info
 from safeserve.training.batches import Row, flat_batches, padded_batches
 from safeserve.training.logprobs import ResponseLogps, causal_model, head_is_plain, plain_logps, shared_logps
@@ -24,6 +28,8 @@ from safeserve.training.options import TrainOptions, default_token_budget
 Item = TypeVar("Item")
 PROBE_TOKENS = 16
 """Tokens of prompt and of response in which two forms of the model are compared: enough to tell them apart."""
+PROBE_LONG = 257
+"""Tokens of a row that is longer than two blocks of FlexAttention."""
 
 
 class Policy:
@@ -84,18 +90,25 @@ class Policy:
     def probe(self, rows: Sequence[Row]) -> None:
         """Compare this project's layers with transformers' own on ``rows``, log-probabilities and gradients.
 
+        An excerpt of them is enough to tell the layers apart; on a GPU also rows of several of the attention's blocks.
         Where they differ by more than rounding, training goes on with transformers' layers, and says so.
         """
-        if self.decoder is None:
-            return
         self.model.eval()
-        rows = [excerpt(row) for row in rows]
-        found = []
-        for form in (self.response_logps, self._plain_logps):
-            logps = form(rows)
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            found.append((logps.sums().detach(), torch.autograd.grad(logps.values.mean(), parameters)))
-        (ours, our_slopes), (plain, slopes) = found
+        for some in probes(rows, self.device):
+            if self.decoder is not None:
+                self._compare(some)
+
+    def _compare(self, rows: Sequence[Row]) -> None:
+        try:
+            ours, our_slopes = self._with_slopes(self.response_logps, rows)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiled kernel may fail in its backward pass alone
+            if self.device == "cpu" or not flex_in_use():
+                raise
+            leave_flex(error)
+            ours, our_slopes = self._with_slopes(self.response_logps, rows)
+        plain, slopes = self._with_slopes(self._plain_logps, rows)
         exact = self.loaded.dtype == "float32"
         longest = max(row.response_length for row in rows)
         apart = float((ours - plain).abs().max()) / longest
@@ -103,6 +116,14 @@ class Policy:
         turned = sum(float((a - b).float().square().sum()) for a, b in zip(our_slopes, slopes, strict=True)) ** 0.5
         if not (apart <= (1e-3 if exact else 0.1) and turned <= (1e-2 if exact else 0.2) * norm):
             self._fall_back(f"they differ from transformers' by {apart:.2g} nats a token, gradients by {turned:.2g}")
+
+    def _with_slopes(
+        self, form: Callable[[Sequence[Row]], ResponseLogps], rows: Sequence[Row]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Summed log-probabilities, [rows], and the gradients of the mean of all by what is trained."""
+        logps = form(rows)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return logps.sums().detach(), torch.autograd.grad(logps.values.mean(), parameters)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -125,10 +146,13 @@ class Policy:
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
 
     def release(self) -> None:
-        """Give ``loaded.model`` back without adapter; after ``full`` training it holds the trained weights."""
+        """Give ``loaded.model`` back without adapter; after ``full`` training it holds the trained weights, and so has
+        an identity that nothing else has: what is kept by the old one is not of these weights."""
         if self._released:
             return
         self._released = True
+        if self.options.full:
+            self.loaded.identity = stable_hash([self.loaded.identity, secrets.token_hex(16)])
         if self.options.gradient_checkpointing:
             self._causal.gradient_checkpointing_disable()
         if not self.options.full:
@@ -204,6 +228,17 @@ def excerpt(row: Row, most: int = PROBE_TOKENS) -> Row:
     """The last tokens of the prompt and the first ones of the response, ``most`` of each."""
     begin = max(0, row.start - most)
     return Row(row.ids[begin : row.start + most], row.start - begin)
+
+
+def stretched(row: Row, least: int = PROBE_LONG) -> Row:
+    """The row with its response repeated until it has at least ``least`` tokens."""
+    times = max(0, -(-(least - row.length) // row.response_length))
+    return Row(row.ids + times * row.response, row.start)
+
+
+def probes(rows: Sequence[Row], device: str) -> list[list[Row]]:
+    """What the two forms of a model are compared on: an excerpt of ``rows``, on a GPU then all of them and long."""
+    return [[excerpt(row) for row in rows], *([[stretched(row) for row in rows]] if device != "cpu" else [])]
 
 
 def save_result(policy: Policy, out: Path, parent: str, method: str) -> None:

@@ -12,7 +12,7 @@ from safeserve.core.errors import EnvironmentFault
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
 from safeserve.core.runs import write_bytes
-from safeserve.training.batches import Row, rows_digest, share_prompts
+from safeserve.training.batches import Row, rows_digest, share_prompts, within_budget
 from safeserve.training.policy import Policy
 
 WAVE = 512
@@ -45,7 +45,12 @@ def reference_logps(policy: Policy, rows: Sequence[Row], folder: Path) -> Tensor
 
 def _sums(policy: Policy, rows: Sequence[Row], progress: Progress) -> Tensor:
     sums = torch.empty(len(rows), dtype=torch.float32)
-    groups = [[(n, rows[n]) for n in group] for _, group in share_prompts(rows)]
+    flat = policy.decoder is not None
+    groups = [
+        [(n, rows[n]) for n in part]
+        for _, group in share_prompts(rows)
+        for part in within_budget(rows, group, policy.token_budget, flat)
+    ]
     with policy.reference():
         for batch in policy.micro_batches(groups, lambda group: [row for _, row in group]):
             numbered = [item for group in batch for item in group]
