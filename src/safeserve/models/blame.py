@@ -54,6 +54,11 @@ def blamed(folder: Path | None, part: Part) -> Iterator[None]:
     except Exception as error:  # the libraries raise KeyError, TypeError and worse for what stands in a file
         if folder is None or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             raise
+        if isinstance(error, OSError) and "safetensors" in str(error):  # nothing is broken, so copying helps nobody
+            raise UserError(
+                f"{folder}: this model cannot be loaded: it has no weights in safetensors. Only safetensors are "
+                "loaded, because other formats can run code; many repositories hold a commit with converted weights."
+            ) from None
         for name in FILES[part]:
             if (folder / name).exists():
                 read_config(folder / name)
@@ -66,8 +71,6 @@ def _reason(error: Exception) -> str:
     """The library's message on one line, with the error's kind where the message alone says nothing."""
     if "mismatched_sizes" in str(error):
         return "the weights have other shapes than config.json says"
-    if isinstance(error, OSError) and "safetensors" in str(error):
-        return "there are no weights in safetensors, and no others are loaded, because they can run code"
     lines = str(error).strip().splitlines() or [""]
     text = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).strip().removesuffix(".")
     return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
