@@ -18,8 +18,8 @@ RATES = ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correc
 """The three rates that belong together, in words."""
 LONGEST = 32
 """Characters of a model's name beside its point."""
-_LETTERS, _HEIGHT = 13.0, 16.0
-"""Size of the names' font and height of their boxes, in the picture's pixels."""
+_LETTERS, _HEIGHT, _BOLD = 13.0, 16.0, 1.15
+"""Size of the names' font and height of their boxes, in the picture's pixels; bold letters are so much wider."""
 
 Cell = Mapping[str, Any]
 
@@ -176,7 +176,10 @@ def _drawn(
     if with_accuracy:
         rates = (f", {percent(point.correct['rate'], 0)} correct" if point.correct else "" for point in named)
         words = [name + rate for name, rate in zip(words, rates, strict=True)]
-    names = [Name(*at[p.model], text_width(text, _LETTERS), _HEIGHT) for p, text in zip(named, words, strict=True)]
+    widths = [
+        text_width(text, _LETTERS * (_BOLD if point.candidate else 1)) for point, text in zip(named, words, strict=True)
+    ]
+    names = [Name(*at[point.model], width, _HEIGHT) for point, width in zip(named, widths, strict=True)]
     dots = [Box(x - 7, y - 7, 14, 14) for x, y in at.values()]
     intervals = [line for point in named for line in _intervals(point, at[point.model], frame)]
     area = Box(frame.left + 2, 1, frame.width - frame.left - 3, frame.bottom - 3)
