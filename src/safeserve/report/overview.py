@@ -18,8 +18,10 @@ RATES = ((SAFE, "answered safely"), (REFUSED, "over-refused"), (CORRECT, "correc
 """The three rates that belong together, in words."""
 LONGEST = 32
 """Characters of a model's name beside its point."""
-_LETTERS, _HEIGHT, _BOLD = 13.0, 16.0, 1.15
-"""Size of the names' font and height of their boxes, in the picture's pixels; bold letters are so much wider."""
+_LETTERS, _HEIGHT, _AIR = 13.0, 16.0, 4.0
+"""Size of the names' font, height of their boxes and least room between two in a row, in the picture's pixels."""
+_BOLD = 1.2
+"""How much wider bold letters are."""
 
 Cell = Mapping[str, Any]
 
@@ -177,7 +179,8 @@ def _drawn(
         rates = (f", {percent(point.correct['rate'], 0)} correct" if point.correct else "" for point in named)
         words = [name + rate for name, rate in zip(words, rates, strict=True)]
     widths = [
-        text_width(text, _LETTERS * (_BOLD if point.candidate else 1)) for point, text in zip(named, words, strict=True)
+        text_width(text, _LETTERS * (_BOLD if point.candidate else 1)) + _AIR
+        for point, text in zip(named, words, strict=True)
     ]
     names = [Name(*at[point.model], width, _HEIGHT) for point, width in zip(named, widths, strict=True)]
     dots = [Box(x - 7, y - 7, 14, 14) for x, y in at.values()]
