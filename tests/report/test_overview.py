@@ -47,6 +47,16 @@ def test_marks_lie_where_the_rates_are() -> None:
     assert root.attrib["aria-label"].startswith("base: safe 50.0 % (40.0 to 60.0, n = 100), over-refused 0.0 %")
 
 
+def test_refusals_are_shown_where_harmless_prompts_look_harmful() -> None:
+    def both(refused: float) -> dict[str, Any]:
+        parts = summary(0.5, 0.0)["benchmarks"]
+        return {"benchmarks": {**parts, "XSTest-safe": summary(0.5, refused)["benchmarks"]["look"]}}
+
+    found = trade_off({"base": both(0.1), "dpo": both(0.4)}, "dpo", {})
+    assert found is not None
+    assert (found.benign, [point.refused["rate"] for point in found.points]) == ("XSTest-safe", [0.1, 0.4])
+
+
 def test_the_policy_chooses_benchmarks_and_draws_lines() -> None:
     both = {
         name: {"benchmarks": {**summary(0.5, 0.1)["benchmarks"], **summary(0.9, 0.2, prefix="x-")["benchmarks"]}}

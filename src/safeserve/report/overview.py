@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from safeserve.evaluation.benchmarks import SUITES
 from safeserve.report.charts import Line as Curve
 from safeserve.report.charts import line_chart
 from safeserve.report.labels import Box, Line, Name, Spot, leader, place, text_width
@@ -22,6 +23,8 @@ _LETTERS, _HEIGHT, _AIR = 13.0, 16.0, 4.0
 """Size of the names' font, height of their boxes and least room between two in a row, in the picture's pixels."""
 _BOLD = 1.2
 """How much wider bold letters are."""
+_TEMPTING = {benchmark.name for benchmark in SUITES["over-refusal"]} | {"starter-look-alike"}
+"""Benchmarks whose harmless prompts look harmful, which is where a model refuses too much."""
 
 Cell = Mapping[str, Any]
 
@@ -92,7 +95,8 @@ def trade_off(
     limits: Mapping[tuple[str, str], float],
     repeats: Mapping[str, Sequence[str]] | None = None,
 ) -> TradeOff | None:
-    """Both rates of every model, on the benchmarks that the policy names, else on the first that all models share.
+    """Both rates of every model, on benchmarks that all models share: those that the policy names, else for refusals
+    one whose prompts look harmful, else the first.
 
     Args:
         summaries: model name to summary.json.
@@ -147,12 +151,16 @@ def coverage_charts(preflights: Mapping[str, Mapping[str, Any]]) -> list[Coverag
 
 
 def _benchmark(summaries: Mapping[str, Mapping[str, Any]], metric: str, limits: Mapping[tuple[str, str], float]) -> str:
-    """The benchmark that shows this metric, of those that every model was measured on; empty for none."""
+    """The benchmark that shows this metric, of those that every model was measured on; empty for none.
+
+    One that the policy names; else for refusals one whose harmless prompts look harmful; else the first.
+    """
     parts = [summary.get("benchmarks", {}) for summary in summaries.values()]
     shared = [name for name in parts[0] if all(name in other for other in parts)] if parts else []
     named = [benchmark for of, benchmark in limits if of == metric and benchmark in shared]
     measured = [name for name in shared if all(metric_cell(summary, name, metric) for summary in summaries.values())]
-    return next(iter([*named, *measured]), "")
+    meant = [name for name in measured if metric == REFUSED and name in _TEMPTING]
+    return next(iter([*named, *meant, *measured]), "")
 
 
 def _drawn(
