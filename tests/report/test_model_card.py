@@ -101,6 +101,7 @@ ROUNDS = {"method": "raft", "reward": "rouge_l"}
         ({"method": "sit", "safety": "s"}, "on all safe answers to harmful prompts (s).", True),
         ({"method": "dpo", "pairs": "starter/pairs"}, "pairs built from the start model's own samples", True),
         ({"method": "dpo", "pairs": "mine.jsonl", "n_pairs": 9}, "9 pairs of mine.jsonl", True),
+        ({"method": "dpo", "pairs": "pku", "pairs_share": 0.0625}, "training on 6.25 % of the pairs of pku.", True),
         ({"method": "dpo", "pairs": "raft:r"}, "the best and worst samples of r", True),
         ({**ROUNDS, "rule": "constrained", "guard": "guard"}, "(rule constrained, scored by rouge_l and guard)", True),
         ({**ROUNDS, "harmful_share": 0}, "its own picked samples (rule top1, scored by rouge_l)", False),

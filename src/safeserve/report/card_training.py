@@ -109,7 +109,9 @@ def _done(stage: Mapping[str, Any]) -> str:
             return "preference training on pairs built from the start model's own samples"
         if pairs.startswith(_RAFT_PAIRS):
             return f"preference training on the best and worst samples of {pairs.removeprefix(_RAFT_PAIRS)}"
-        return f"preference training on {_number(stage.get('n_pairs'))} pairs of {pairs}"
+        share = stage.get("pairs_share")
+        count = _number(stage.get("n_pairs")) if share is None else f"{100 * share:g} % of the"
+        return f"preference training on {count} pairs of {pairs}"
     if method == "raft":
         learned = "its picked samples against the worst" if stage.get("update") == "dpo" else "its own picked samples"
         teachers = [_text(stage[key]) for key in ("reward", "guard") if stage.get(key)]
