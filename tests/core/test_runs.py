@@ -283,3 +283,14 @@ def test_done_is_the_last_file_written(tmp_path: Path, monkeypatch: pytest.Monke
         stage.finish()
     assert not (tmp_path / DONE).exists()
     assert not stage.done()
+
+
+def test_an_option_that_came_later_and_is_off_leaves_a_stage_valid(tmp_path: Path) -> None:
+    before = Stage(tmp_path, INPUTS)
+    before.begin()
+    before.finish()
+    after = Stage(tmp_path, {**INPUTS, "train.dpo.later": None})
+    assert after.done()
+    assert after.hash == before.hash, "what was made from it stays valid too"
+    assert Stage(tmp_path, {**INPUTS, "train.dpo.later": 0}).changed() == ["train.dpo.later"]
+    assert Stage(tmp_path, {**INPUTS, "train.dpo.later": 0}).hash != before.hash

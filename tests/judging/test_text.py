@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeserve.judging.text import distinct_share, list_items, normalise, sentences, unquoted, words
+from safeserve.judging.diversity import distinct_share
+from safeserve.judging.text import list_items, normalise, sentences, unquoted, words
 
 
 def test_normalise_one_spelling_of_quotes_spaces_and_dashes() -> None:

@@ -210,6 +210,9 @@ def lock(folder: Path) -> Iterator[None]:
         file.close()
 
 
+_OFF = stable_hash(None)
+
+
 class Stage:
     """One stage's folder. ``inputs`` is all that its result depends on; DONE holds their hashes, written last."""
 
@@ -219,14 +222,23 @@ class Stage:
 
     @property
     def hash(self) -> str:
-        """Hash of all inputs; children put it into their own inputs."""
-        return stable_hash(self.inputs)
+        """Hash of all inputs, as they were when it was made; children put it into their own inputs."""
+        records = [] if self.changed() else self._records()
+        return stable_hash(records[0] if records else self.inputs)
+
+    def _records(self) -> list[dict[str, str]]:
+        return [read_json(path) for marker in (DONE, "INPUTS") if (path := self.folder / marker).exists()]
 
     def changed(self) -> list[str]:
-        """Inputs that are not what this stage was begun or finished with; none for a new stage."""
-        records = [read_json(path) for marker in (DONE, "INPUTS") if (path := self.folder / marker).exists()]
+        """Inputs that are not what this stage was begun or finished with; none for a new stage.
+
+        None stands for a key that is not there: an option that came later and is off leaves what was made before valid.
+        """
+        keys = {key for record in self._records() for key in {*record, *self.inputs}}
         return sorted(
-            {key for record in records for key in {*record, *self.inputs} if record.get(key) != self.inputs.get(key)}
+            key
+            for key in keys
+            if any(record.get(key, _OFF) != self.inputs.get(key, _OFF) for record in self._records())
         )
 
     def done(self) -> bool:

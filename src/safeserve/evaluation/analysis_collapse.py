@@ -9,7 +9,7 @@ from typing import Any
 from safeserve.evaluation.benchmarks import find_benchmark
 from safeserve.evaluation.folder import EvalFolder
 from safeserve.evaluation.hygiene import FEWEST, SAME_ANSWER
-from safeserve.judging.text import distinct_share
+from safeserve.judging.diversity import distinct_share
 
 COLLAPSED = 0.90
 """Share of the prompts with one and the same answer from which a model is called collapsed (0.20: a stock answer)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 _CHARACTERS = str.maketrans(
     {
@@ -44,16 +43,6 @@ def sentences(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Lower-case words with their apostrophes."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
-
-
-def distinct_share(texts: Iterable[str], size: int) -> float | None:
-    """Different word n-grams over all word n-grams of the texts (Li et al. 2016, distinct-n); None without any.
-
-    Words are lower-case, without punctuation. The share falls with the amount of text, so compare only answers to the
-    same prompts, of about the same length.
-    """
-    grams = [gram for said in map(words, texts) for gram in zip(*(said[i:] for i in range(size)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else None
 
 
 def unquoted(text: str) -> str:

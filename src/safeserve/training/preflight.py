@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safeserve.core.statistics import wilson
-from safeserve.judging.text import distinct_share
+from safeserve.judging.diversity import distinct_share
 
 CONFIDENCE = 0.99
 FEWEST = 8

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from safeserve.judging.text import distinct_share
+from safeserve.judging.diversity import distinct_share
 from safeserve.training.preflight import Verdict, judge_numbers, selection_numbers
 from safeserve.training.raft_samples import Answer, Panel, scored_prompts
 from safeserve.training.selection import Selection
