@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from safeserve.core.errors import UserError
 from safeserve.core.runs import DONE, read_json
 from safeserve.models import embedded
 from safeserve.pipeline import counts, outlook
@@ -61,6 +62,16 @@ def test_tokens_are_those_that_the_run_counts(tree: Tree, data: dict[str, Path],
     assert (again["seconds"], again["peak_memory_bytes"], again["tokens"]) == (0, 0, {})
     assert plan_text(again).count("(done before)") == 5
     assert "tokens:" not in plan_text(again)
+
+    made["train"]["dpo"]["beta"] = 0.3  # what the run itself would refuse
+    stale = plan(parse_recipe(made, "r"), tmp_path / "run")
+    changed = {stage["stage"]: stage["changed"] for stage in stale["stages"] if "changed" in stage}
+    assert changed == {"train-dpo": ["train.dpo.beta"], "eval-dpo": ["model dpo"]}
+    assert [stage["stage"] for stage in stale["stages"] if not stage["done"]] == ["train-dpo", "eval-dpo"]
+    assert stale["seconds"] > 0
+    assert "with --redo made again; changed: train.dpo.beta" in plan_text(stale)
+    with pytest.raises(UserError, match=r"made with other inputs; changed: train\.dpo\.beta\."):
+        Run(parse_recipe(made, "r"), tmp_path / "run", quiet=True).execute()
 
 
 def test_a_model_that_stays_in_memory_is_not_loaded_again(tree: Tree, data: dict[str, Path], tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from safeserve.models import embedded
 from safeserve.models.loading import local_folder
 from safeserve.pipeline.counts import Answers
 from safeserve.pipeline.machine import gib
+from safeserve.pipeline.markers import Markers
 from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.outlook import Outlook
 from safeserve.pipeline.recipe import Recipe
@@ -43,20 +45,25 @@ class _Planner:
         outlook: tells tokens, time and memory; None where the model's files are not here.
         answers: how long each model's answers are expected to be.
         held: the model that the stages so far leave in memory, by name and how it was loaded.
+        markers: tell what was made with other inputs; None where the model cannot be looked at.
+        identities: of the prompts of each benchmark.
     """
 
     recipe: Recipe
     folder: Path
     outlook: Outlook | None
     prompts: Mapping[Benchmark, list[Prompt]]
+    markers: Markers | None = None
+    identities: Mapping[str, str] = field(default_factory=dict)
     answers: dict[str, Answers] = field(default_factory=dict)
     held: tuple[str, str | None] | None = None
 
     def training(self, name: str) -> dict[str, Any]:
         """A training stage."""
         stage = self.recipe.train[name]
-        rows = self._rows(stage, self._sources.for_stage())
-        told = self._stage(f"train-{name}")
+        sources = self._sources.for_stage()
+        rows = self._rows(stage, sources)
+        told = self._stage(f"train-{name}", lambda markers: self._trained(markers, name, sources))
         found: dict[str, Any] = {}
         if self.outlook is not None:
             held = self.held == (stage.start, self.recipe.quantize)
@@ -83,7 +90,7 @@ class _Planner:
         """What a stage works on, as far as it is there; for RAFT, the prompts of all iterations."""
         if isinstance(stage, DpoStage) and stage.from_raft:
             sampled = self.recipe.train[stage.from_raft]
-            if not self._stage(f"train-{stage.from_raft}")["done"]:  # then at most a pair a prompt
+            if not self._has(f"train-{stage.from_raft}"):  # then at most a pair a prompt
                 assert isinstance(sampled, RaftStage)
                 return self._rows(sampled, sources)[: stage.n_pairs]
         rows = stage_rows(stage, sources)
@@ -100,7 +107,9 @@ class _Planner:
         assert options is not None
         most = {b: min(b.max_new_tokens, options.sampling.max_new_tokens) for b in self.prompts}
         written = sum(len(rows) * most[b] for b, rows in self.prompts.items())
-        told = self._stage(f"eval-{name}")
+        told = self._stage(
+            f"eval-{name}", lambda markers: markers.evaluation(name, self.prompts, self.identities).changed()
+        )
         found = {}
         if self.outlook is not None:
             held = self.held == (name, None)
@@ -114,8 +123,24 @@ class _Planner:
             **found,
         }
 
-    def _stage(self, stage: str) -> dict[str, Any]:
-        return {"stage": stage, "done": (self.folder / "stages" / stage / DONE).exists()}
+    def _has(self, stage: str) -> bool:
+        return (self.folder / "stages" / stage / DONE).exists()
+
+    def _stage(self, stage: str, changed_of: Callable[[Markers], list[str]]) -> dict[str, Any]:
+        """Whether the stage is done, and what changed since it was made or begun."""
+        changed: list[str] = []
+        if self.markers is not None:
+            with suppress(SafeserveError):  # it needs a judge that a stage before it has yet to make
+                changed = changed_of(self.markers)
+        done = self._has(stage) and not changed
+        return {"stage": stage, "done": done, **({"changed": changed} if changed else {})}
+
+    @staticmethod
+    def _trained(markers: Markers, name: str, sources: Sources) -> list[str]:
+        markers.hashes[name] = "not made"  # for what is made from it, should this one's inputs not be there yet
+        stage = markers.training(name, sources)
+        markers.hashes[name] = stage.hash
+        return stage.changed()
 
 
 def _steps(stage: TrainStage, rows: int) -> int:
@@ -132,11 +157,13 @@ def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dic
     """
     recipe, not_run = fitted(recipe)
     prompts: dict[Benchmark, list[Prompt]] = {}
+    identities: dict[str, str] = {}
     if recipe.evaluate:
         options = recipe.evaluate
-        prompts = load_suite(options.suite, recipe.data.root, options.limit, options.skip_missing).prompts
+        loaded = load_suite(options.suite, recipe.data.root, options.limit, options.skip_missing)
+        prompts, identities = loaded.prompts, loaded.identities
     outlook, reason = _outlook(recipe)
-    planner = _Planner(recipe, folder, outlook, prompts)
+    planner = _Planner(recipe, folder, outlook, prompts, _markers(recipe, folder) if outlook else None, identities)
     stages = []
     for name in models_in_order(recipe, only):
         if name in recipe.train:
@@ -183,11 +210,23 @@ def _outlook(recipe: Recipe) -> tuple[Outlook | None, str | None]:
         return None, str(error).splitlines()[0].rstrip(".")
 
 
+def _markers(recipe: Recipe, folder: Path) -> Markers | None:
+    markers = Markers(recipe, folder)
+    try:
+        markers.begin()
+    except SafeserveError:
+        return None
+    return markers
+
+
 def plan_text(todo: dict[str, Any]) -> str:
     """The plan for a person."""
     lines = [f"run {todo['run']} with {todo['model']}"]
     for stage in todo["stages"]:
         lines.append(f"  {stage['stage']:20} {_work(stage)}{'  (done before)' if stage['done'] else ''}")
+        if "changed" in stage:
+            what = ", ".join(stage["changed"])
+            lines.append(f"  {'':20} made with other inputs: refused, or with --redo made again; changed: {what}")
         if "tokens" in stage and not stage["done"]:
             cost = f"about {clock(stage['seconds'])}, {gib(stage['peak_memory_bytes']):.1f} GiB"
             lines.append(f"  {'':20} tokens: {_tokens(stage)}; {cost}")

@@ -17,7 +17,6 @@ from safeserve import __version__
 from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
 from safeserve.core.memory import give_back
-from safeserve.core.options import stable_hash
 from safeserve.core.runs import Stage, lock, read_json, write_json, write_text
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, load_suite
@@ -27,20 +26,17 @@ from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.gate import Verdict, decide, load_policy
 from safeserve.generation.engine import WaveEngine
 from safeserve.generation.llm_client import ClientOptions, ServerOptions
-from safeserve.judging.registry import make_judge
-from safeserve.models.loading import LoadedModel, identity_of, load, resolve_dtype
+from safeserve.models.loading import LoadedModel, load, resolve_dtype
 from safeserve.pipeline.machine import describe_machine, gib, peak_memory_bytes, reset_peak_memory
+from safeserve.pipeline.markers import Markers
 from safeserve.pipeline.missing import fitted
 from safeserve.pipeline.plan import models_in_order
-from safeserve.pipeline.raft import check_picks, raft_inputs
+from safeserve.pipeline.raft import check_picks
 from safeserve.pipeline.recipe import Recipe
 from safeserve.pipeline.rows import Sources, stage_rows
 from safeserve.pipeline.stages import stage_table, stage_times
-from safeserve.pipeline.train_stages import RaftStage, TrainStage, parents
+from safeserve.pipeline.train_stages import TrainStage
 from safeserve.pipeline.training import Workshop, train_stage
-
-CODE = 1
-"""Raised when a stage would produce something else from the same inputs, so that old results are seen as stale."""
 
 
 @dataclass
@@ -84,7 +80,7 @@ class Run:
         self._overhead: dict[str, float] = {}
         self._costs = Costs()
         self._resumed = False
-        self._hashes: dict[str, str] = {}
+        self._markers = Markers(self.recipe, folder)
         self._prompts: dict[Benchmark, list[Prompt]] = {}
         self._benchmark_ids: dict[str, str] = {}
         self._left_out: tuple[LeftOut, ...] = ()
@@ -108,7 +104,7 @@ class Run:
         return self.outcome
 
     def _execute(self) -> None:
-        self._hashes["base"] = stable_hash([self._base_identity(), self._dtype()])
+        self._markers.begin(self._served(self.recipe.server).served if self.recipe.server is not None else None)
         for stage, reason in self._not_run.items():
             self._say(f"not run: {stage}: {reason}")
         self._overhead["start"] = round(time.monotonic() - self._started, 1)
@@ -131,15 +127,6 @@ class Run:
             self._report()
         if self.outcome.seconds:
             self._say("\n" + stage_table(stage_times(self.folder)))
-
-    def model_name(self, name: str) -> str:
-        """What :func:`load` takes for a model of this run."""
-        return self.recipe.model if name == "base" else str(self.folder / "models" / name)
-
-    def _base_identity(self) -> str:
-        if self.recipe.server is not None:
-            return stable_hash(self._served(self.recipe.server).served)
-        return identity_of(self.recipe.model, self.recipe.template)
 
     def _served(self, server: ServerOptions) -> ClientOptions:
         return ClientOptions(model=self.recipe.model, **server.model_dump())
@@ -165,7 +152,7 @@ class Run:
         if self._loaded is None or self._loaded[0] != (name, quantize):
             self._forget()  # free the old one first
             with self._costs.timed("load"):
-                self._loaded = ((name, quantize), self._load_named(self.model_name(name), quantize))
+                self._loaded = ((name, quantize), self._load_named(self._markers.source_of(name), quantize))
         return self._loaded[1]
 
     def _load_named(self, source: str, quantize: Literal["8bit", "4bit"] | None = None) -> LoadedModel:
@@ -178,17 +165,14 @@ class Run:
     def _load_start(self, name: str) -> LoadedModel:
         return self._load(name, self.recipe.quantize)
 
-    def _stage(
-        self, kind: str, name: str, inputs: dict[str, Any], products: Sequence[Path], harmless: Sequence[str] = ()
-    ) -> Stage:
-        """The marker; with --redo a stale one is discarded, and its products unless only ``harmless`` changed."""
-        stage = Stage(self.folder / "stages" / f"{kind}-{name}", {**inputs, "safeserve": [__version__, CODE]})
+    def _refresh(self, stage: Stage, products: Sequence[Path], harmless: Sequence[str] = ()) -> None:
+        """With --redo discard a stale stage, and its products unless only ``harmless`` changed."""
         if self.redo and (changed := stage.changed()):
-            self._say(f"{kind} {name}: inputs changed ({', '.join(changed)}), done again")
+            label = stage.folder.name.replace("-", " ", 1)
+            self._say(f"{label}: inputs changed ({', '.join(changed)}), done again")
             self._discard_conclusions()
             for path in (stage.folder, *(() if set(changed) <= set(harmless) else products)):
                 shutil.rmtree(path, ignore_errors=True)
-        return stage
 
     def _begin(self, stage: Stage) -> Path:
         """Begin the stage, and its account of costs."""
@@ -219,19 +203,10 @@ class Run:
         sources = self._sources.for_stage()
         rows = stage_rows(options, sources)
         self._data.update(sources.account)
-        told = options.model_dump(mode="json", exclude={"seed", "repeats"})  # seed: below, as it acts
-        inputs = {
-            **{f"train.{name}.{key}": value for key, value in told.items()},
-            **{f"data {source}": part["identity"] for source, part in sources.account.items()},
-            "seed": self.recipe.seed_of(options),
-            "quantize": self.recipe.quantize,
-            **{f"model {parent}": self._hashes[parent] for parent in parents(options, self._hashes)},
-        }
-        if isinstance(options, RaftStage):
-            inputs |= raft_inputs(options, self.recipe.train, self.model_name)
         out = self.folder / "models" / name
-        stage = self._stage("train", name, inputs, [out, *out.parent.glob(f"{name}.iter-*")])
-        self._hashes[name] = stage.hash
+        stage = self._markers.training(name, sources)
+        self._refresh(stage, [out, *out.parent.glob(f"{name}.iter-*")])
+        self._markers.hashes[name] = stage.hash
         if stage.done():
             check_picks(options, stage.folder)
             self._say(f"train {name}: done before")
@@ -248,7 +223,7 @@ class Run:
             load=self._load_start,
             load_named=self._load_named,
             forget=self._forget,
-            model_name=self.model_name,
+            model_name=self._markers.source_of,
             costs=self._costs,
             say=self._say,
         )
@@ -272,18 +247,10 @@ class Run:
     def _evaluate(self, name: str) -> None:
         options = self.recipe.evaluate
         assert options is not None
-        inputs = {
-            "evaluate.suite": [benchmark.declaration for benchmark in self._prompts],
-            "evaluate.judges": [[judge, make_judge(judge).identity] for judge in options.judges],
-            "evaluate.limit": options.limit,
-            "evaluate.sampling": options.sampling.model_dump(),
-            "seed": self.recipe.seed,
-            f"model {name}": self._hashes[name],
-            **{f"data {benchmark}": identity for benchmark, identity in self._benchmark_ids.items()},
-        }
         target = self.folder / "evals" / name
+        stage = self._markers.evaluation(name, self._prompts, self._benchmark_ids)
         # Another judge reads the answers that are there: nothing is generated again for it.
-        stage = self._stage("eval", name, inputs, [target], harmless=["evaluate.judges"])
+        self._refresh(stage, [target], harmless=["evaluate.judges"])
         if stage.done():
             self._say(f"evaluate {name}: done before")
             self.outcome.summaries[name] = read_json(target / "summary.json")
