@@ -258,8 +258,10 @@ def test_seeds_are_shown_as_a_spread_and_one_of_them_stands_in_the_tables(run: P
     assert refused["outcome"] == "undecided"  # 2 points more, at most 4, and the seeds are 6 apart
     page = render_report(report_from_run(run))
     assert "<td>4.0, 10.0, 7.2</td>" in page
-    assert "Between seeds" in page
+    assert page.count("<td>4.0, 10.0, 7.2</td>") == page.count("<h2>Between seeds</h2>") == 1
+    assert "<h3>Between seeds" not in page
     write_figures(run, tmp_path / "figures", ["svg"])
+    assert not (tmp_path / "figures" / "study_between_seeds.md").exists()
     assert "| " + " | ".join(expected) + " |" in (tmp_path / "figures" / "seeds.md").read_text()
 
 

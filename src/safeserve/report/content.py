@@ -37,7 +37,7 @@ class ReportInput:
         repeats: stages by those that repeat them with another seed.
         preflights: RAFT stages by what their pre-flight found (iter-1/preflight.json).
         analysis: analysis/analysis.json, or None where there is none of these evaluations.
-        study: study.json, or None where the run is no study.
+        study: study.json without its table of seeds, or None where the run is no study.
     """
 
     title: str
@@ -102,8 +102,14 @@ def report_from_run(run_dir: Path) -> ReportInput:
         doses=doses(train),
         repeats=repetitions(train),
         preflights=preflights(run_dir, train),
-        study=read_optional(run_dir / "study.json") if recipe.get("study") else None,
+        study=_study(run_dir) if recipe.get("study") else None,
     )
+
+
+def _study(run_dir: Path) -> dict[str, Any] | None:
+    """study.json without its table of seeds, which every run has a place for."""
+    found: dict[str, Any] | None = read_optional(run_dir / "study.json")
+    return found and {**found, "tables": [table for table in found["tables"] if table["name"] != "between_seeds"]}
 
 
 def preflights(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
