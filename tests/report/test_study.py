@@ -155,8 +155,15 @@ def test_numbers_of_the_paper_keep_their_digits_and_their_place(run: Path) -> No
     write_text(run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     write_model(run, "dpo-4", 0.99, 0.04, 0.49)
     text = write_study(run).read_text()
-    before = rows(table(text, "RAFT: safety"), "paper: before")[0]
-    assert [before[i] for i in (1, 3, 5)] == ["39.9 %", "50 %", "42.5 %"]
+    raft = table(text, "RAFT: safety")
+    assert rows(raft, "paper: before")[0][1:] == ["39.9 %", "50 %", "42.5 %", "–"]
+    here = rows(raft, "here: raft-harm")[0]
+    assert [cell.split("(n = ")[1] for cell in here[1:]] == [
+        "178)",
+        "100)",
+        "40)",
+        "250)",
+    ]  # the sets, then XSTest-safe
     helpful = table(text, "DPO: helpfulness")
     assert "70.1 %" in rows(helpful, "paper: all pairs")[0]
     assert not {"70.1 %", "35.62 %"} & set(rows(helpful, "here: dpo-4")[0])  # the paper has none for a part of the data

@@ -5,7 +5,7 @@ Every cell is measured, or says what it needs; nothing stands in for something e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,12 +67,17 @@ class StudyTable:
 
 def study_tables(study: Study) -> list[StudyTable]:
     """Every table that has a row, in the paper's order."""
-    refused = f"{OVER_REFUSAL} refused, here"
-    helpful = tuple(f"{_NAMES.get(one, one)}, {side}" for one in HELPFUL for side in ("paper", "here"))
-    safe = tuple(f"{one}, {side}" for one in SETS for side in ("paper", "here"))
+    refused = f"{OVER_REFUSAL} refused"
+    helpful = tuple(_NAMES.get(one, one) for one in HELPFUL)
     demonstrations = "safety demonstrations"
     found = [
-        StudyTable("safety_by_dose", "SIT: safety by dose", (demonstrations, *safe, refused), tuple(_doses(study)), 1),
+        StudyTable(
+            "safety_by_dose",
+            "SIT: safety by dose",
+            (demonstrations, *_twice(SETS), f"{refused}, here"),
+            tuple(_doses(study)),
+            1,
+        ),
         StudyTable(
             "paired",
             "Against the model without safety data, the same prompts",
@@ -86,20 +91,21 @@ def study_tables(study: Study) -> list[StudyTable]:
         StudyTable(
             "helpfulness_by_dose",
             "SIT: helpfulness by dose",
-            (demonstrations, *helpful),
-            tuple((str(dose), *_helpful(study, _at(study, dose), told)) for dose, told in HELPFUL_BY_DOSE.items()),
+            (demonstrations, *_twice(helpful)),
+            tuple(
+                (str(dose), *(side for one in HELPFUL for side in (_paper(one, told), _helpful(study, name, one))))
+                for dose, told in HELPFUL_BY_DOSE.items()
+                for name in [_at(study, dose)]
+            ),
             1,
             f"One-word questions: the paper's own 50, here {SHORT}.",
         ),
-        StudyTable("raft", "RAFT: safety", ("model", *safe, refused), tuple(_method(study, "raft", RAFT)), 1),
+        StudyTable("raft", "RAFT: safety", ("model", *SETS, refused), tuple(_method(study, "raft", RAFT)), 1),
         StudyTable(
             "raft_helpfulness",
             "RAFT: helpfulness",
             ("model", *helpful),
-            (
-                *((f"paper: {name}", *_helpful(study, "", told)) for name, told in HELPFUL_RAFT.items()),
-                *((f"here: {name}", *_helpful(study, name, {})) for name in study.of_method("raft")),
-            ),
+            tuple(_method_helpful(study, "raft", HELPFUL_RAFT)),
             1,
         ),
         *_coverage(study),
@@ -122,11 +128,17 @@ def study_tables(study: Study) -> list[StudyTable]:
         StudyTable(
             "dpo",
             "DPO: safety by amount of data",
-            ("model", *safe, refused),
+            ("model", *SETS, refused),
             tuple(_method(study, "dpo", {"all pairs": DPO})),
             1,
         ),
-        StudyTable("dpo_helpfulness", "DPO: helpfulness", ("model", *helpful), tuple(_dpo_helpful(study)), 1),
+        StudyTable(
+            "dpo_helpfulness",
+            "DPO: helpfulness",
+            ("model", *helpful),
+            tuple(_method_helpful(study, "dpo", {"all pairs": HELPFUL_DPO})),
+            1,
+        ),
         StudyTable(
             "dropped",
             "What the authors tried and dropped",
@@ -140,45 +152,45 @@ def study_tables(study: Study) -> list[StudyTable]:
     return [table for table in found if table.rows]
 
 
+def _twice(columns: Iterable[str]) -> tuple[str, ...]:
+    """Headings of columns that have the paper's number and ours side by side."""
+    return tuple(f"{one}, {side}" for one in columns for side in ("paper", "here"))
+
+
 def _doses(study: Study) -> Iterator[tuple[str, ...]]:
     for dose, told in SAFE_BY_DOSE.items():
         name = _at(study, dose)
-        yield (str(dose), *_safe(study, name, told), measured(study, name, OVER_REFUSAL, _METRICS[OVER_REFUSAL]))
+        cells = (side for one in SETS for side in (_paper(one, told), _share(study, name, one)))
+        yield (str(dose), *cells, _share(study, name, OVER_REFUSAL))
 
 
 def _method(study: Study, method: str, told: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
     """Rows of the paper, then of every model of a method here."""
     for model, shares in told.items():
-        yield (f"paper: {model}", *(cell for one in SETS for cell in (_paper(one, shares), "")), "")
+        yield (f"paper: {model}", *(_paper(one, shares) for one in SETS), "–")
     for name in study.of_method(method):
-        yield (f"here: {name}", *_safe(study, name, {}), measured(study, name, OVER_REFUSAL, _METRICS[OVER_REFUSAL]))
+        yield (f"here: {name}", *(_share(study, name, one) for one in (*SETS, OVER_REFUSAL)))
 
 
-def _safe(study: Study, name: str | None, told: Mapping[str, float]) -> Iterator[str]:
-    for one in SETS:
-        yield _paper(one, told)
-        yield measured(study, name, one, _METRICS[one])
+def _method_helpful(study: Study, method: str, told: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    for model, values in told.items():
+        yield (f"paper: {model}", *(_paper(one, values) for one in HELPFUL))
+    for name in study.of_method(method):
+        yield (f"here: {name}", *(_helpful(study, name, one) for one in HELPFUL))
 
 
-def _helpful(study: Study, name: str | None, told: Mapping[str, float]) -> Iterator[str]:
-    """Both sides of every column of helpfulness; ``name`` "": a row of the paper alone."""
-    for column in HELPFUL:
-        yield _paper(column, told)
-        if name == "":
-            yield ""
-        elif column == "one word":
-            yield measured(study, name, SHORT, "accuracy")
-        elif column.startswith("mean_") or column in _NEEDS:
-            metric, needs = _NEEDS.get(column, (column, "a judge for it"))
-            yield measured(study, name, "Alpaca-test", metric, needs)
-        else:
-            yield measured(study, name, column, "accuracy")
+def _share(study: Study, name: str | None, benchmark: str) -> str:
+    return measured(study, name, benchmark, _METRICS[benchmark])
 
 
-def _dpo_helpful(study: Study) -> Iterator[tuple[str, ...]]:
-    yield ("paper: all pairs", *_helpful(study, "", HELPFUL_DPO))
-    for name in study.of_method("dpo"):
-        yield (f"here: {name}", *_helpful(study, name, {}))
+def _helpful(study: Study, name: str | None, column: str) -> str:
+    """A model's number in a column of helpfulness."""
+    if column == "one word":
+        return measured(study, name, SHORT, "accuracy")
+    if column.startswith("mean_") or column in _NEEDS:
+        metric, needs = _NEEDS.get(column, (column, "a judge for it"))
+        return measured(study, name, "Alpaca-test", metric, needs)
+    return measured(study, name, column, "accuracy")
 
 
 def _paper(column: str, told: Mapping[str, float]) -> str:
