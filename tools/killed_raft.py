@@ -91,6 +91,9 @@ def main(recipe: str, out: Path, kills: int, changes: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     given = sys.argv[3:]
     count = int(given.pop(0)) if given and given[0].isdigit() else 10
     sys.exit(1 if main(sys.argv[1], Path(sys.argv[2]), count, given) else 0)

@@ -61,4 +61,7 @@ def interval(found: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     main(Path(sys.argv[1]), *sys.argv[2:3])
