@@ -32,11 +32,11 @@ def main() -> None:
     run = parser.parse_args().run
     recipe = load_recipe(str(run / "recipe.yaml"))
     outlook = Outlook.of(recipe)
-    todo = plan(recipe, run / "no-such-folder")  # as if nothing were done
+    planned = plan(recipe, run / "no-such-folder")  # as if nothing were done
     print("| stage | part | predicted s | actual s | actual / predicted | tokens | share | implied |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     totals = [0.0, 0.0]
-    for stage in todo["stages"]:
+    for stage in planned["stages"]:
         metrics = read_json(run / "stages" / stage["stage"] / "metrics.json")
         for part, predicted in stage["parts"].items():
             cost = metrics["parts"].get(part, {})

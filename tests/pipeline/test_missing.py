@@ -69,8 +69,8 @@ def test_a_data_root_that_lacks_a_set(tmp_path: Path) -> None:
 
 def test_the_plan_and_every_run_obey_it(tmp_path: Path) -> None:
     made = recipe(lost={**SIT, "safety": "nowhere/none.jsonl"})
-    todo = plan(made, tmp_path)
-    assert [stage["stage"] for stage in todo["stages"]] == ["eval-base", "train-sit", "eval-sit"]
-    assert list(todo["not_run"]) == ["lost"]
-    assert "not run: lost: " in plan_text(todo)
+    planned = plan(made, tmp_path)
+    assert [stage["stage"] for stage in planned["stages"]] == ["eval-base", "train-sit", "eval-sit"]
+    assert list(planned["not_run"]) == ["lost"]
+    assert "not run: lost: " in plan_text(planned)
     assert list(Run(made, tmp_path).recipe.train) == ["sit"]

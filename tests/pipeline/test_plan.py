@@ -37,9 +37,9 @@ def test_tokens_are_those_that_the_run_counts(tree: Tree, data: dict[str, Path],
     made["train"]["dpo"] = dpo(data)
     made["evaluate"]["models"] = ["base", "sit", "dpo"]
     recipe = parse_recipe(made, "r")
-    todo = plan(recipe, tmp_path / "run")
+    planned = plan(recipe, tmp_path / "run")
     Run(recipe, tmp_path / "run", quiet=True).execute()
-    predicted = {stage["stage"]: stage for stage in todo["stages"]}
+    predicted = {stage["stage"]: stage for stage in planned["stages"]}
     measured = {name: read_json(tmp_path / "run" / "stages" / name / "metrics.json") for name in predicted}
     assert predicted["train-sit"]["tokens"] == {"trained on": measured["train-sit"]["tokens"]}
     for name, stage in predicted.items():
@@ -51,12 +51,12 @@ def test_tokens_are_those_that_the_run_counts(tree: Tree, data: dict[str, Path],
             assert stage["tokens"]["read"] == generated["prompt_tokens"]
             assert 0 < stage["tokens"]["written"] <= stage["max_new_tokens"] == 24
             assert generated["tokens"] <= 24
-    assert todo["seconds"] == pytest.approx(sum(s["seconds"] for s in todo["stages"]) + START_SECONDS, abs=1)
-    assert todo["peak_memory_bytes"] == max(stage["peak_memory_bytes"] for stage in todo["stages"])
+    assert planned["seconds"] == pytest.approx(sum(s["seconds"] for s in planned["stages"]) + START_SECONDS, abs=1)
+    assert planned["peak_memory_bytes"] == max(stage["peak_memory_bytes"] for stage in planned["stages"])
     for kind in ("read", "written", "trained on"):
-        assert todo["tokens"][kind] == sum(stage["tokens"].get(kind, 0) for stage in todo["stages"]) > 0
-    (whole,) = [line for line in plan_text(todo).splitlines() if line.startswith("  all ")]
-    assert f"{todo['tokens']['trained on']:,} trained on" in whole
+        assert planned["tokens"][kind] == sum(stage["tokens"].get(kind, 0) for stage in planned["stages"]) > 0
+    (whole,) = [line for line in plan_text(planned).splitlines() if line.startswith("  all ")]
+    assert f"{planned['tokens']['trained on']:,} trained on" in whole
 
     again = plan(recipe, tmp_path / "run")  # everything is done
     assert (again["seconds"], again["peak_memory_bytes"], again["tokens"]) == (0, 0, {})
@@ -118,11 +118,11 @@ def test_half_the_rate_takes_twice_the_time(tree: Tree, tmp_path: Path, monkeypa
 def test_answers_of_a_trained_model_are_as_long_as_its_data(tree: Tree, tmp_path: Path) -> None:
     made = tree()
     made["evaluate"]["sampling"]["max_new_tokens"] = 90
-    todo = plan(parse_recipe(made, "r"), tmp_path)
-    written = {stage["stage"]: stage["tokens"]["written"] for stage in todo["stages"] if "prompts" in stage}
+    planned = plan(parse_recipe(made, "r"), tmp_path)
+    written = {stage["stage"]: stage["tokens"]["written"] for stage in planned["stages"] if "prompts" in stage}
     assert written["eval-base"] == round(2 * counts.UNTRAINED * (90 + 90 + 32))
     assert written["eval-sit"] < 0.6 * written["eval-base"]  # "Take the apple and polish it."
-    assert any("as long as those that it learned" in text for text in todo["assumptions"])
+    assert any("as long as those that it learned" in text for text in planned["assumptions"])
 
 
 def test_own_pairs_are_sampled_first(tree: Tree, tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_the_guard_reads_harmful_prompts_and_others_are_named(tree: Tree, tmp_pa
 
     def judged(*judges: str) -> tuple[float, list[str]]:
         made["evaluate"]["judges"] = list(judges)
-        todo = plan(parse_recipe(made, "r"), tmp_path)
-        return todo["stages"][0]["tokens"].get("judged", 0), todo["not_counted"]
+        planned = plan(parse_recipe(made, "r"), tmp_path)
+        return planned["stages"][0]["tokens"].get("judged", 0), planned["not_counted"]
 
     assert judged("refusal", "short_answer") == (0, [])
     harmful, none = judged("modes", "short_answer")
@@ -161,19 +161,19 @@ def test_without_the_models_files_it_says_what_it_can(
     monkeypatch.setenv("SAFESERVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "fetch", lambda quiet=False: pytest.fail("downloads"))
     for model, says in ((embedded.NAME, "models get"), ("nobody/has-this", "not been fetched from the hub")):
-        todo = plan(parse_recipe({**tree(), "model": model}, "r"), tmp_path)
-        assert [stage["stage"] for stage in todo["stages"]] == ["eval-base", "train-sit", "eval-sit"]
-        assert todo["stages"][1]["steps"] == 2
-        assert "seconds" not in todo
-        assert "not predicted" in plan_text(todo)
-        assert says in plan_text(todo)
+        planned = plan(parse_recipe({**tree(), "model": model}, "r"), tmp_path)
+        assert [stage["stage"] for stage in planned["stages"]] == ["eval-base", "train-sit", "eval-sit"]
+        assert planned["stages"][1]["steps"] == 2
+        assert "seconds" not in planned
+        assert "not predicted" in plan_text(planned)
+        assert says in plan_text(planned)
 
 
 def test_a_served_model_is_not_predicted(tmp_path: Path) -> None:
     tree = {"model": "m", "server": {"base_url": "http://localhost:1/v1"}, "evaluate": {"limit": 2}}
-    todo = plan(parse_recipe(tree, "r"), tmp_path)
-    assert "the server renders" in plan_text(todo)
-    assert todo["stages"][0]["prompts"] == 6
+    planned = plan(parse_recipe(tree, "r"), tmp_path)
+    assert "the server renders" in plan_text(planned)
+    assert planned["stages"][0]["prompts"] == 6
 
 
 def test_too_little_memory_is_said(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +195,6 @@ def test_training_alone_plans_what_it_starts_from(tree: Tree, data: dict[str, Pa
 
 def test_rows_that_are_too_long_are_told(tree: Tree, tmp_path: Path) -> None:
     assert "too_long" not in plan(parse_recipe(tree(), "r"), tmp_path)["stages"][1]
-    todo = plan(parse_recipe(tree(max_length=85), "r"), tmp_path)  # a token a byte, and those of the template
-    assert 0 < todo["stages"][1]["too_long"] < todo["stages"][1]["rows"]
-    assert "too long" in plan_text(todo)
+    planned = plan(parse_recipe(tree(max_length=85), "r"), tmp_path)  # a token a byte, and those of the template
+    assert 0 < planned["stages"][1]["too_long"] < planned["stages"][1]["rows"]
+    assert "too long" in plan_text(planned)

@@ -245,23 +245,23 @@ def test_only_the_raft_stage_and_what_it_starts_from(raft: Tree) -> None:
 def test_the_plan_counts_prompts_samples_and_steps(raft: Tree, tmp_path: Path) -> None:
     made = raft(prompts_per_iteration=10, batch_size=4)
     made["train"]["dpo"] = {"method": "dpo", "start": "sit", "pairs": "raft:raft", "batch_size": 4}
-    todo = plan(parse_recipe(made, "r"), tmp_path / "run")
-    _, found, dpo = todo["stages"]
+    planned = plan(parse_recipe(made, "r"), tmp_path / "run")
+    _, found, dpo = planned["stages"]
     assert (found["rows"], found["samples"], found["steps"]) == (20, 60, 2 * 3)
     assert found["tokens"]["sampled"] > 60
     assert found["seconds"] > 0
     assert (dpo["rows"], dpo["steps"]) == (20, 5)
-    assert "raft from sit: 20 prompts, 60 samples, 6 steps" in plan_text(todo)
-    assert "judge raft_toys_here:Toy" in todo["not_counted"]
+    assert "raft from sit: 20 prompts, 60 samples, 6 steps" in plan_text(planned)
+    assert "judge raft_toys_here:Toy" in planned["not_counted"]
 
 
 def test_the_plan_counts_what_a_trained_reward_reads(raft: Tree, data: dict[str, Path], tmp_path: Path) -> None:
     def stage_of(reward: str) -> dict[str, Any]:
         made = raft(reward=reward, held_out_judge="refusal")
         made["train"] = {"own": {"method": "reward", "pairs": str(data["pairs"])}, **made["train"]}
-        todo = plan(parse_recipe(made, "r"), tmp_path / "run")
-        (stage,) = [stage for stage in todo["stages"] if stage["stage"] == "train-raft"]
-        return {**stage, "not_counted": todo["not_counted"]}
+        planned = plan(parse_recipe(made, "r"), tmp_path / "run")
+        (stage,) = [stage for stage in planned["stages"] if stage["stage"] == "train-raft"]
+        return {**stage, "not_counted": planned["not_counted"]}
 
     toy, own = stage_of("raft_toys_here:Toy"), stage_of("own")
     assert "judged" not in toy["tokens"]

@@ -229,12 +229,12 @@ def test_a_second_process_waits_outside(tree: Tree, tmp_path: Path) -> None:
 
 
 def test_a_plan_writes_nothing(tree: Tree, tmp_path: Path) -> None:
-    todo = plan(parse_recipe(tree(), "r"), tmp_path / "run")
-    assert [stage["stage"] for stage in todo["stages"]] == ["eval-base", "train-sit", "eval-sit"]
-    assert [stage.get("rows", stage.get("prompts")) for stage in todo["stages"]] == [6, 8, 6]
-    assert todo["stages"][1]["steps"] == 2
+    planned = plan(parse_recipe(tree(), "r"), tmp_path / "run")
+    assert [stage["stage"] for stage in planned["stages"]] == ["eval-base", "train-sit", "eval-sit"]
+    assert [stage.get("rows", stage.get("prompts")) for stage in planned["stages"]] == [6, 8, 6]
+    assert planned["stages"][1]["steps"] == 2
     assert not (tmp_path / "run").exists()
-    assert "sit from base: 8 rows, 2 steps" in plan_text(todo)
+    assert "sit from base: 8 rows, 2 steps" in plan_text(planned)
 
 
 def test_conclusions_do_not_outlive_the_recipe_that_drew_them(tree: Tree, finished: Path) -> None:

@@ -157,13 +157,8 @@ def test_numbers_of_the_paper_keep_their_digits_and_their_place(run: Path) -> No
     text = write_study(run).read_text()
     raft = table(text, "RAFT: safety")
     assert rows(raft, "paper: before")[0][1:] == ["39.9 %", "50 %", "42.5 %", "–"]
-    here = rows(raft, "here: raft-harm")[0]
-    assert [cell.split("(n = ")[1] for cell in here[1:]] == [
-        "178)",
-        "100)",
-        "40)",
-        "250)",
-    ]  # the sets, then XSTest-safe
+    counts = [cell.split("(n = ")[1] for cell in rows(raft, "here: raft-harm")[0][1:]]
+    assert counts == ["178)", "100)", "40)", "250)"]  # the sets, then XSTest-safe
     helpful = table(text, "DPO: helpfulness")
     assert "70.1 %" in rows(helpful, "paper: all pairs")[0]
     assert not {"70.1 %", "35.62 %"} & set(rows(helpful, "here: dpo-4")[0])  # the paper has none for a part of the data

@@ -74,18 +74,18 @@ def say_how_long(recipe: Recipe, folder: Path) -> None:
     from safeserve.core.progress import clock
     from safeserve.pipeline.plan import plan
 
-    todo = plan(recipe, folder)
-    if todo.get("seconds"):
-        machine = f"{todo['machine']['dtype']} on {todo['machine']['name']}"
-        print(f"This takes about {clock(todo['seconds'])} in {machine}; --dry-run says more.", file=sys.stderr)
+    planned = plan(recipe, folder)
+    if planned.get("seconds"):
+        machine = f"{planned['machine']['dtype']} on {planned['machine']['name']}"
+        print(f"This takes about {clock(planned['seconds'])} in {machine}; --dry-run says more.", file=sys.stderr)
 
 
 def show_plan(recipe: Recipe, folder: Path, as_json: bool, only: Sequence[str] | None = None) -> None:
     """Print what would run, and the command that runs it."""
     from safeserve.pipeline.plan import plan, plan_text
 
-    todo = plan(recipe, folder, only)
-    print_json(todo) if as_json else print(plan_text(todo))
+    planned = plan(recipe, folder, only)
+    print_json(planned) if as_json else print(plan_text(planned))
     next_commands(command_line([argument for argument in sys.argv[1:] if argument != "--dry-run"]))
 
 

@@ -234,11 +234,13 @@ class Stage:
 
         None stands for a key that is not there: an option that came later and is off leaves what was made before valid.
         """
-        keys = {key for record in self._records() for key in {*record, *self.inputs}}
         return sorted(
-            key
-            for key in keys
-            if any(record.get(key, _OFF) != self.inputs.get(key, _OFF) for record in self._records())
+            {
+                key
+                for record in self._records()
+                for key in {*record, *self.inputs}
+                if record.get(key, _OFF) != self.inputs.get(key, _OFF)
+            }
         )
 
     def done(self) -> bool:

@@ -176,11 +176,11 @@ class LlmClient:
         keys = [stable_hash([*self.options.served, request.body()]) for request in requests]
         found = {key: reply for key in dict.fromkeys(keys) if (reply := self._stored(key)) is not None}
         self.usage.from_cache += len(found)
-        todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
-        with Progress(title, len(found) + len(todo), quiet=quiet) as progress:
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+        with Progress(title, len(found) + len(missing), quiet=quiet) as progress:
             progress.skip(len(found))
-            if todo:
-                found.update(asyncio.run(self._ask_all(todo, progress)))
+            if missing:
+                found.update(asyncio.run(self._ask_all(missing, progress)))
         return [found[key] for key in keys]
 
     def _read_key(self) -> str:
@@ -210,12 +210,12 @@ class LlmClient:
 
     # --- on the wire ----------------------------------------------------------------------------------------------
 
-    async def _ask_all(self, todo: dict[str, Request], progress: Progress) -> dict[str, Reply]:
+    async def _ask_all(self, missing: dict[str, Request], progress: Progress) -> dict[str, Reply]:
         import openai
 
-        queue = iter(todo.items())
+        queue = iter(missing.items())
         replies: dict[str, Reply] = {}
-        limit = min(GIVE_UP_AFTER, len(todo))
+        limit = min(GIVE_UP_AFTER, len(missing))
         options = self.options
         async with openai.AsyncOpenAI(
             base_url=options.base_url, api_key=self._key, timeout=options.timeout, max_retries=0
@@ -224,7 +224,7 @@ class LlmClient:
             client.organization = client.project = client.admin_api_key = None
             workers = [
                 asyncio.create_task(self._work(client, queue, replies, limit, progress))
-                for _ in range(min(options.concurrency, len(todo)))
+                for _ in range(min(options.concurrency, len(missing)))
             ]
             try:
                 await asyncio.gather(*workers)

@@ -34,17 +34,19 @@ class Markers:
     folder: Path
     hashes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def dtype(self) -> str:
+        """What models of this run compute in; "served" where a server answers, for it tells nobody."""
+        return "served" if self.recipe.server else resolve_dtype(self.recipe.dtype, default_device())
+
     def begin(self, served: object = None) -> None:
         """Take up the base model; ``served`` is what a server told of it.
 
         Raises:
             SafeserveError: the model is not here.
         """
-        if served is None:
-            identity = identity_of(self.recipe.model, self.recipe.template)
-            self.hashes["base"] = stable_hash([identity, resolve_dtype(self.recipe.dtype, default_device())])
-        else:
-            self.hashes["base"] = stable_hash([stable_hash(served), "served"])
+        identity = stable_hash(served) if served is not None else identity_of(self.recipe.model, self.recipe.template)
+        self.hashes["base"] = stable_hash([identity, self.dtype])
 
     def source_of(self, name: str) -> str:
         """What :func:`safeserve.models.loading.load` takes for a model of this run."""

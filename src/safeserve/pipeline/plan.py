@@ -170,12 +170,12 @@ def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dic
             stages.append(planner.training(name))
         if recipe.evaluate and only is None and name in recipe.evaluate.models:
             stages.append(planner.evaluation(name))
-    todo: dict[str, Any] = {"run": str(folder), "model": recipe.model, "stages": stages, "not_run": not_run}
+    planned: dict[str, Any] = {"run": str(folder), "model": recipe.model, "stages": stages, "not_run": not_run}
     if outlook is None:
-        return {**todo, "not_predicted": reason}
+        return {**planned, "not_predicted": reason}
     ahead = [stage for stage in stages if not stage["done"]]
     return {
-        **todo,
+        **planned,
         "tokens": _summed(stage["tokens"] for stage in ahead),
         "seconds": round(sum(stage["seconds"] for stage in ahead) + outlook.start_seconds) if ahead else 0,
         "peak_memory_bytes": max((stage["peak_memory_bytes"] for stage in ahead), default=0),
@@ -219,10 +219,10 @@ def _markers(recipe: Recipe, folder: Path) -> Markers | None:
     return markers
 
 
-def plan_text(todo: dict[str, Any]) -> str:
+def plan_text(planned: dict[str, Any]) -> str:
     """The plan for a person."""
-    lines = [f"run {todo['run']} with {todo['model']}"]
-    for stage in todo["stages"]:
+    lines = [f"run {planned['run']} with {planned['model']}"]
+    for stage in planned["stages"]:
         lines.append(f"  {stage['stage']:20} {_work(stage)}{'  (done before)' if stage['done'] else ''}")
         if "changed" in stage:
             what = ", ".join(stage["changed"])
@@ -230,23 +230,23 @@ def plan_text(todo: dict[str, Any]) -> str:
         if "tokens" in stage and not stage["done"]:
             cost = f"about {clock(stage['seconds'])}, {gib(stage['peak_memory_bytes']):.1f} GiB"
             lines.append(f"  {'':20} tokens: {_tokens(stage)}; {cost}")
-    lines += [f"  not run: {stage}: {reason}" for stage, reason in todo["not_run"].items()]
-    if "not_predicted" in todo:
-        return "\n".join([*lines, f"Tokens, time and memory are not predicted: {todo['not_predicted']}."])
-    machine, free = todo["machine"], todo["free_memory_bytes"]
+    lines += [f"  not run: {stage}: {reason}" for stage, reason in planned["not_run"].items()]
+    if "not_predicted" in planned:
+        return "\n".join([*lines, f"Tokens, time and memory are not predicted: {planned['not_predicted']}."])
+    machine, free = planned["machine"], planned["free_memory_bytes"]
     room = f" of {gib(free):.1f} GiB free" if free is not None else ""
-    tokens = f"tokens: {_tokens(todo)}; " if todo["tokens"] else ""
-    cost = f"about {clock(todo['seconds'])}, {gib(todo['peak_memory_bytes']):.1f} GiB{room}"
+    tokens = f"tokens: {_tokens(planned)}; " if planned["tokens"] else ""
+    cost = f"about {clock(planned['seconds'])}, {gib(planned['peak_memory_bytes']):.1f} GiB{room}"
     lines.append(f"  {'all':20} {tokens}{cost}")
-    if free is not None and todo["peak_memory_bytes"] > free:
+    if free is not None and planned["peak_memory_bytes"] > free:
         lines.append("Too little memory: lower token_budget, close other programs, or take a smaller model.")
     gemm = machine["gemm_flops"] / 1e9
     lines.append(
         f"In {machine['dtype']} on {machine['name']}, {gemm:,.0f} GFLOP/s measured in matrix products. Assumed:"
     )
-    lines += [f"  {assumption}" for assumption in todo["assumptions"]]
-    if todo["not_counted"]:
-        lines.append(f"Not counted: {', '.join(todo['not_counted'])}.")
+    lines += [f"  {assumption}" for assumption in planned["assumptions"]]
+    if planned["not_counted"]:
+        lines.append(f"Not counted: {', '.join(planned['not_counted'])}.")
     return "\n".join(lines)
 
 

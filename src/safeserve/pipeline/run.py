@@ -26,7 +26,7 @@ from safeserve.evaluation.folder import read_eval
 from safeserve.evaluation.gate import Verdict, decide, load_policy
 from safeserve.generation.engine import WaveEngine
 from safeserve.generation.llm_client import ClientOptions, ServerOptions
-from safeserve.models.loading import LoadedModel, load, resolve_dtype
+from safeserve.models.loading import LoadedModel, load
 from safeserve.pipeline.machine import describe_machine, gib, peak_memory_bytes, reset_peak_memory
 from safeserve.pipeline.markers import Markers
 from safeserve.pipeline.missing import fitted
@@ -139,13 +139,6 @@ class Run:
         from safeserve.generation.local import LocalEngine
 
         return LocalEngine(self._load(name))
-
-    def _dtype(self) -> str:
-        if self.recipe.server is not None:
-            return "served"
-        from safeserve.models.loading import default_device
-
-        return resolve_dtype(self.recipe.dtype, default_device())
 
     def _load(self, name: str, quantize: Literal["8bit", "4bit"] | None = None) -> LoadedModel:
         """A model of this run; the last one stays in memory, for the next stage often starts from it."""
@@ -323,7 +316,7 @@ class Run:
                 "note": self.recipe.note,
                 "not_run": self._not_run,
                 "seed": self.recipe.seed,
-                "dtype": self._dtype(),
+                "dtype": self._markers.dtype,
                 "stages": [path.name for path in sorted((self.folder / "stages").glob("*/"))],
                 "data": {**before.get("data", {}), **self._data, **self._benchmark_ids},
                 "judges": next((s["judges"] for s in self.outcome.summaries.values()), {}),

@@ -5,9 +5,9 @@ Every cell is measured, or says what it needs; nothing stands in for something e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from safeserve.core.statistics import holm
 from safeserve.evaluation.analysis_transitions import two_by_two
@@ -32,6 +32,7 @@ from safeserve.report.seeds import HEADINGS, SEEDS_HINT, repetitions, spreads
 from safeserve.report.study_claims import OVER_REFUSAL, SHORT
 from safeserve.report.study_run import Study, measured, paired_test, paired_values
 
+T = TypeVar("T")
 _METRICS = {OVER_REFUSAL: "over_refusal_rate", **dict.fromkeys(SETS, "safe_rate")}
 _NAMES = {
     "gpt2": "GPT-2 reward",
@@ -47,6 +48,11 @@ _NEEDS = {
     "nli": ("mean_claim_recall", "judge claim_recall"),
 }
 """Columns that need a judge which recipes do not name: the metric, and the judge."""
+
+Told = Mapping[T, Mapping[str, float]]
+"""The paper's numbers: row: column: number."""
+Cell = Callable[[Study, str | None, str], str]
+"""The words for a model's number in a column; the model is None where none was made."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def study_tables(study: Study) -> list[StudyTable]:
             "safety_by_dose",
             "SIT: safety by dose",
             (demonstrations, *_twice(SETS), f"{refused}, here"),
-            tuple(_doses(study)),
+            tuple(_doses(study, SAFE_BY_DOSE, SETS, _share, (OVER_REFUSAL,))),
             1,
         ),
         StudyTable(
@@ -92,20 +98,16 @@ def study_tables(study: Study) -> list[StudyTable]:
             "helpfulness_by_dose",
             "SIT: helpfulness by dose",
             (demonstrations, *_twice(helpful)),
-            tuple(
-                (str(dose), *(side for one in HELPFUL for side in (_paper(one, told), _helpful(study, name, one))))
-                for dose, told in HELPFUL_BY_DOSE.items()
-                for name in [_at(study, dose)]
-            ),
+            tuple(_doses(study, HELPFUL_BY_DOSE, HELPFUL, _helpful)),
             1,
             f"One-word questions: the paper's own 50, here {SHORT}.",
         ),
-        StudyTable("raft", "RAFT: safety", ("model", *SETS, refused), tuple(_method(study, "raft", RAFT)), 1),
+        StudyTable("raft", "RAFT: safety", ("model", *SETS, refused), tuple(_safety(study, "raft", RAFT)), 1),
         StudyTable(
             "raft_helpfulness",
             "RAFT: helpfulness",
             ("model", *helpful),
-            tuple(_method_helpful(study, "raft", HELPFUL_RAFT)),
+            tuple(_method(study, "raft", HELPFUL_RAFT, HELPFUL, _helpful)),
             1,
         ),
         *_coverage(study),
@@ -129,14 +131,14 @@ def study_tables(study: Study) -> list[StudyTable]:
             "dpo",
             "DPO: safety by amount of data",
             ("model", *SETS, refused),
-            tuple(_method(study, "dpo", {"all pairs": DPO})),
+            tuple(_safety(study, "dpo", {"all pairs": DPO})),
             1,
         ),
         StudyTable(
             "dpo_helpfulness",
             "DPO: helpfulness",
             ("model", *helpful),
-            tuple(_method_helpful(study, "dpo", {"all pairs": HELPFUL_DPO})),
+            tuple(_method(study, "dpo", {"all pairs": HELPFUL_DPO}, HELPFUL, _helpful)),
             1,
         ),
         StudyTable(
@@ -157,26 +159,28 @@ def _twice(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{one}, {side}" for one in columns for side in ("paper", "here"))
 
 
-def _doses(study: Study) -> Iterator[tuple[str, ...]]:
-    for dose, told in SAFE_BY_DOSE.items():
+def _doses(
+    study: Study, told: Told[int], columns: Iterable[str], cell: Cell, ours: Iterable[str] = ()
+) -> Iterator[tuple[str, ...]]:
+    """A row a dose: for each column the paper's number and ours, then columns of ours alone."""
+    for dose, values in told.items():
         name = _at(study, dose)
-        cells = (side for one in SETS for side in (_paper(one, told), _share(study, name, one)))
-        yield (str(dose), *cells, _share(study, name, OVER_REFUSAL))
+        sides = (side for one in columns for side in (_paper(one, values), cell(study, name, one)))
+        yield (str(dose), *sides, *(cell(study, name, one) for one in ours))
 
 
-def _method(study: Study, method: str, told: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+def _method(
+    study: Study, method: str, told: Told[str], columns: Iterable[str], cell: Cell
+) -> Iterator[tuple[str, ...]]:
     """Rows of the paper, then of every model of a method here."""
-    for model, shares in told.items():
-        yield (f"paper: {model}", *(_paper(one, shares) for one in SETS), "–")
-    for name in study.of_method(method):
-        yield (f"here: {name}", *(_share(study, name, one) for one in (*SETS, OVER_REFUSAL)))
-
-
-def _method_helpful(study: Study, method: str, told: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
     for model, values in told.items():
-        yield (f"paper: {model}", *(_paper(one, values) for one in HELPFUL))
+        yield (f"paper: {model}", *(_paper(one, values) for one in columns))
     for name in study.of_method(method):
-        yield (f"here: {name}", *(_helpful(study, name, one) for one in HELPFUL))
+        yield (f"here: {name}", *(cell(study, name, one) for one in columns))
+
+
+def _safety(study: Study, method: str, told: Told[str]) -> Iterator[tuple[str, ...]]:
+    return _method(study, method, told, (*SETS, OVER_REFUSAL), _share)
 
 
 def _share(study: Study, name: str | None, benchmark: str) -> str:
@@ -197,7 +201,7 @@ def _paper(column: str, told: Mapping[str, float]) -> str:
     """The paper's number with the digits that it has; a dash where it has none."""
     value = told.get(column)
     if value is None:
-        return "–" if told else ""
+        return "–"
     if column.startswith("mean_"):
         return f"{value:.3f}"
     return f"{value:g}" if column in ("gpt2", "nli") else f"{100 * value:.4g} %"
