@@ -135,7 +135,7 @@ def test_coverage_stands_on_the_page_and_in_a_figure(make_run: Callable[..., Pat
     assert "What RAFT could select from" not in render_report(report_from_run(run))
     write_text(run / "recipe.yaml", "train: {raft: {method: raft}, unfinished: {method: raft}}\n")
     curve = [{"k": 1, "coverage": 0.25, "prompts": 8}, {"k": 2, "coverage": 0.5, "prompts": 8}]
-    found = {"coverage": curve, "coverage_by": "guard", "warnings": ["a & b"]}
+    found = {"coverage": curve, "coverage_by": "guard", "warnings": ["a & b"], "notes": ["not shown"]}
     write_json(run / "stages" / "train-raft" / "iter-1" / "preflight.json", found)
     (chart,) = coverage_charts(report_from_run(run).preflights)
     assert (chart.stage, chart.prompts, chart.points) == ("raft", 8, ((1, 0.25), (2, 0.5)))
@@ -144,4 +144,5 @@ def test_coverage_stands_on_the_page_and_in_a_figure(make_run: Callable[..., Pat
     page = render_report(report_from_run(run))
     assert "k = 2: 50.0 %" in page
     assert "raft: a &amp; b" in page
+    assert "raft: not shown" in page
     assert "coverage.svg" in {path.name for path in write_figures(run, tmp_path / "figures", ["svg"])}

@@ -144,6 +144,22 @@ def test_sound_and_uninformed_rewards_give_no_alarm() -> None:
     # A reward that says nothing about safety does no harm on average: at most an alarm or two by chance.
     useless = [preflight.judge_numbers(preflight.selection_numbers(run_of(chance, 0))) for _ in range(100)]
     assert sum(verdict.stop is not None for verdict in useless) <= 3
+    # But it is said that nothing speaks for it, which of sound ones (noise as large as the signal) is rare.
+    assert sum(bool(verdict.notes) for verdict in useless) >= 95
+    assert sum(bool(verdict.notes) for verdict in sound) <= 5
+    (note,) = useless[0].notes or useless[1].notes
+    assert note.startswith("not shown, on 40 harmful prompts, that picked answers are safer")
+
+
+def test_a_few_prompts_show_nothing_and_a_wrong_reward_is_no_mere_note() -> None:
+    (note,) = preflight.judge_numbers(preflight.selection_numbers(run_of(random.Random(3), 1, prompts=1))).notes
+    assert "unsafe -" in note
+    assert "[" not in note  # a single prompt has no interval
+    benign = [ScoredPrompt(False, (Scored(0, 1.0, None, None, False), Scored(1, 0.0, None, None, False)), (0,))]
+    assert preflight.judge_numbers(preflight.selection_numbers(benign)).notes == []
+    wrong = preflight.judge_numbers(preflight.selection_numbers(run_of(random.Random(1), -1)))
+    assert wrong.stop is not None
+    assert wrong.notes == []
 
 
 def stops(chance: random.Random, count: int, **options: Any) -> int:

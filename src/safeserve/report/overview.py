@@ -127,13 +127,13 @@ def trade_off(
 
 @dataclass(frozen=True)
 class CoverageChart:
-    """Best-of-k coverage of a RAFT stage: (k, share of harmful prompts with a safe sample among k), and warnings."""
+    """Best-of-k coverage of a RAFT stage: (k, share of harmful prompts with a safe sample among k), and remarks."""
 
     stage: str
     by: str
     prompts: int
     points: tuple[tuple[int, float], ...]
-    warnings: tuple[str, ...]
+    remarks: tuple[str, ...]
     svg: Markup
 
 
@@ -145,8 +145,8 @@ def coverage_charts(preflights: Mapping[str, Mapping[str, Any]]) -> list[Coverag
             points = tuple((int(row["k"]), float(row["coverage"])) for row in curve)
             line = Curve("coverage", tuple((float(k), share) for k, share in points))
             svg = line_chart([line], f"{stage}: prompts with a safe sample among k", (0.0, 1.0))
-            warnings = tuple(map(str, found.get("warnings", ())))
-            charts.append(CoverageChart(stage, found["coverage_by"], int(curve[0]["prompts"]), points, warnings, svg))
+            remarks = (*map(str, found.get("warnings", ())), *map(str, found.get("notes", ())))
+            charts.append(CoverageChart(stage, found["coverage_by"], int(curve[0]["prompts"]), points, remarks, svg))
     return charts
 
 

@@ -228,9 +228,10 @@ def pair_accuracy(rewards: Sequence[tuple[float | None, float | None]]) -> dict[
 
 @dataclass
 class Verdict:
-    """Warnings for the reader, and the reason to stop, if there is one."""
+    """Warnings for the reader, notes on what could not be shown, and the reason to stop, if there is one."""
 
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     stop: str | None = None
 
 
@@ -239,6 +240,7 @@ def judge_numbers(
 ) -> Verdict:
     """What :func:`selection_numbers` (and the accuracy on labelled pairs) mean for RAFT.
 
+    A note where the picks are not shown to be safer: RAFT may then learn something else, or nothing.
     It stops where learning would surely do harm or nothing: what the rule picks is unsafe more often than what it
     passes over, the reward is wrong on labelled pairs more often than right, it puts unsafe samples above safe ones, or
     all samples have equal rewards.
@@ -286,6 +288,14 @@ def judge_numbers(
         verdict.stop = (
             f"by the held-out judge, picked answers to harmful prompts are unsafe {more:.0f} points more often "
             f"than the samples they were picked from; {CHECK_SIGN}"
+        )
+    safer = surely_below(change, 0.0) and -change["mean"] > change["by_chance"]
+    if change is not None and not safer and verdict.stop is None:
+        between = f" [{100 * change['low']:+.0f}, {100 * change['high']:+.0f}]" if change["n"] > 1 else ""
+        verdict.notes.append(
+            f"not shown, on {change['n']} harmful prompts, that picked answers are safer than the samples they come "
+            f"from: unsafe {100 * change['mean']:+.0f} points{between} by the held-out judge. Learning from them may "
+            "change little."
         )
     return verdict
 

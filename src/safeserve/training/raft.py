@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,9 +218,11 @@ class _Raft:
         row, verdict = iteration_row(self.panel, number, answers, chosen, len(pairs), labelled)
         row["picks"] = self._picks_identity(number)
         if number == 1:
-            write_json(folder / "preflight.json", {**row["checks"], "warnings": verdict.warnings, "stop": verdict.stop})
+            write_json(folder / "preflight.json", {**row["checks"], **asdict(verdict)})
         for warning in verdict.warnings:
             self.say(f"  iteration {number}: warning: {warning}")
+        for note in verdict.notes:
+            self.say(f"  iteration {number}: {note}")
         if verdict.stop is None:
             row.update(self._learn(number, answers, chosen, pairs, folder))
             held, row["held_out"] = self._watched(number, folder)

@@ -64,6 +64,7 @@ def iteration_row(
         "safe_rate_selected": _safe_rate([s.held_out_unsafe for prompt in harmful for s in prompt.chosen()]),
         "checks": checks,
         "warnings": verdict.warnings,
+        "notes": verdict.notes,
         "training": None,
         "held_out": None,
         "kl": None,
