@@ -71,8 +71,8 @@ def test_an_own_judge_keeps_the_contract(
 )
 def test_scores_that_are_no_evidence_are_refused(tmp_path: Path, scores: list[Score], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        judge_benchmark(Fixed(*scores), [PROMPT], [ANSWER], tmp_path)
-    judge_benchmark(Fixed(Score(None, None, "why")), [PROMPT], [ANSWER], tmp_path)
+        judge_benchmark(Fixed(*scores), {PROMPT.id: PROMPT}, [ANSWER], tmp_path)
+    judge_benchmark(Fixed(Score(None, None, "why")), {PROMPT.id: PROMPT}, [ANSWER], tmp_path)
     assert read_jsonl(tmp_path / "scores" / "fixed.jsonl")[0]["reason"] == "why"
 
 

@@ -76,17 +76,13 @@ def test_killed_before_the_last_file_all_waves_are_kept(
 ) -> None:
     from safeserve.generation import resumable
 
-    whole = resumable.write_jsonl
+    def die_at_the_end(_: Path) -> None:
+        raise Killed
 
-    def die_at_the_end(path: Path, rows: Any) -> None:
-        if path.name == "completions.jsonl":
-            raise Killed
-        whole(path, rows)
-
-    monkeypatch.setattr(resumable, "write_jsonl", die_at_the_end)
-    with pytest.raises(Killed):
-        run(engine(wave_rows=4), prompts, tmp_path)
-    monkeypatch.setattr(resumable, "write_jsonl", whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(resumable, "writing", die_at_the_end)
+        with pytest.raises(Killed):
+            run(engine(wave_rows=4), prompts, tmp_path)
     again = Counting(engine(wave_rows=4), dies_after=0)
     assert len(run(again, prompts, tmp_path)) == 2 * len(prompts)
 

@@ -6,13 +6,14 @@ import errno
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from safeserve.core.errors import EnvironmentFault, SafeserveError, UserError
 from safeserve.core.options import stable_hash
@@ -54,17 +55,32 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, parts: Iterable[bytes]) -> None:
+    with writing(path) as write:
+        write(parts)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Callable[[Iterable[bytes]], None]]:
+    """Write a file in several goes, whole or not at all; what fails between them is not taken for the disk's fault."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
+        file = temporary.open("wb")
+
+    def write(parts: Iterable[bytes]) -> None:
+        with disk_errors(path):
+            file.writelines(parts)
+
+    try:
+        yield write
+        with disk_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # a full disk has been told already
+            file.close()
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -117,9 +133,14 @@ def jsonl_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
+def jsonl_bytes(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Lines as they stand in a file."""
+    return (readable(line).encode() for line in jsonl_lines(rows))
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically, one row in memory at a time."""
-    _write(path, (readable(line).encode() for line in jsonl_lines(rows)))
+    _write(path, jsonl_bytes(rows))
 
 
 @contextmanager
@@ -130,10 +151,17 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         UserError: there is no such file, it is not UTF-8, or a gzip file is cut.
         EnvironmentFault: no permission.
     """
+    with open_bytes(path) as file:
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, transparently gunzipping ``.gz``; for errors see :func:`open_text`."""
     try:
         opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
+        with opened(path, "rb") as file:
+            yield cast("IO[bytes]", file)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except IsADirectoryError:
@@ -157,24 +185,29 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, row)."""
-    with open_text(path) as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
+    return ((number, row) for number, _, row in placed_jsonl(path))
+
+
+def placed_jsonl(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield (line number from 1, byte at which the line begins, row)."""
+    end = 0
+    with open_bytes(path) as file:
+        for number, content in enumerate(file, 1):
+            place, end = end, end + len(content)
+            try:
+                line = content.decode("utf-8" if place else "utf-8-sig")
                 if not line.strip():
                     continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(
-                        f"{path} line {number}: not valid JSON ({json_refusal(error)}). "
-                        "Every line must be one JSON object."
-                    ) from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}.")
-                yield number, row
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} line {number + 1}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+                row = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path} line {number}: not valid JSON ({json_refusal(error)}). Every line must be one JSON object."
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}.")
+            yield number, place, row
 
 
 def sha256_file(path: Path) -> str:

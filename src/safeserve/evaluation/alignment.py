@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 FEWEST = 5
 """Rows that a test needs before it says anything."""
 MOST = 3000
-"""Rows above which the last two tests, whose work grows with the square, are not done."""
+"""Rows above which the last two tests, whose work grows with the square, are not done; the second reads a part."""
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STEM = 6
 _CLEAR = 4.0
@@ -59,6 +59,14 @@ def likeness(prompts: Sequence[str], answers: Sequence[str]) -> Matrix:
     total = np.maximum(weighted.sum(axis=1), 1e-12)
     result: Matrix = table([_words(answer) for answer in answers]) @ (weighted / total[:, None]).T
     return result
+
+
+def can_tell(prompts: Iterable[str], rows: int, expected: Sequence[str]) -> bool:
+    """Whether :func:`misaligned` has a test for so many rows: many need an expected order, or repeated prompts."""
+    if rows <= MOST or len(expected) == rows:
+        return rows >= FEWEST
+    distinct = {hash(_same(prompt)) for prompt in prompts}
+    return rows - len(distinct) >= FEWEST
 
 
 def misaligned(prompts: Sequence[str], answers: Sequence[str], expected: Sequence[str] = ()) -> Misalignment | None:
@@ -112,14 +120,26 @@ def _repeated(prompts: Sequence[str], answers: Sequence[str]) -> Misalignment | 
     again = [row for row in again if answers[row] != answers[places[_same(prompts[row])][0]]]
     if len(again) < FEWEST:
         return None
-    fit = likeness(prompts, answers)
-    firsts, seconds = _advantage(fit, first), _advantage(fit, again)
+    firsts, seconds = _advantages(prompts, answers, first, again)
     if _above(firsts, 0.0) and not _above(seconds, 0.0) and seconds.mean() < 0.25 * firsts.mean():
         return Misalignment(
             tuple(sorted(again)),
             "their prompts stand in the file before with answers that fit, and these answers fit no better than chance",
         )
     return None
+
+
+def _advantages(
+    prompts: Sequence[str], answers: Sequence[str], first: Sequence[int], again: Sequence[int]
+) -> tuple[Matrix, Matrix]:
+    """:func:`_advantage` of both kinds of rows, where there are many only of as many as :data:`MOST` allows."""
+    if len(prompts) <= MOST:
+        fit = likeness(prompts, answers)
+        return _advantage(fit, first), _advantage(fit, again)
+    first, again = first[: MOST // 2], again[: MOST // 2]
+    rows = [*first, *again]
+    fit = likeness([prompts[row] for row in rows], [answers[row] for row in rows])
+    return _advantage(fit, range(len(first))), _advantage(fit, range(len(first), len(rows)))
 
 
 def _advantage(fit: Matrix, rows: Sequence[int]) -> Matrix:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from safeserve.core.costs import Costs
 from safeserve.core.errors import UserError
-from safeserve.core.runs import write_json, write_jsonl
+from safeserve.core.runs import jsonl_bytes, write_json, writing
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, find_benchmark
-from safeserve.evaluation.folder import BenchmarkEval, read_eval
+from safeserve.evaluation.folder import BenchmarkEval, read_benchmark, read_eval
 from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
 from safeserve.generation.engine import Completion, Sampling, WaveEngine
-from safeserve.generation.resumable import generate_to
-from safeserve.judging.judge import Judge, Score
+from safeserve.generation.resumable import write_completions
+from safeserve.judging.judge import Judge
 from safeserve.judging.registry import DEFAULT_JUDGES, GENERAL, by_rules_alone, family, is_own, make_judge
 from safeserve.judging.scoring import checked_scores, score_row
+
+AT_ONCE = 4096
+"""Answers that a judge is given at once: enough to batch well, and all of most benchmarks."""
 
 
 def require_judges(
@@ -73,18 +77,18 @@ def meant_for(spec: str, judge: Judge, benchmark: Benchmark) -> bool:
 
 
 def judge_benchmark(
-    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion], folder: Path
-) -> dict[tuple[str, int], Score]:
-    """Scores by (id, k), written to ``scores/JUDGE.jsonl``; no completion is generated again.
+    judge: Judge, prompts: Mapping[str, Prompt], completions: Iterable[Completion], folder: Path
+) -> None:
+    """Score completions of ``prompts`` (by id) into ``scores/JUDGE.jsonl``; no completion is generated again.
 
     Raises:
         UserError: an own judge returned another number of scores or a value that is not finite.
     """
-    by_id = {prompt.id: prompt for prompt in prompts}
-    scores = checked_scores(judge, [(by_id[c.id], c) for c in completions])
-    rows = (score_row(completion, score) for completion, score in zip(completions, scores, strict=True))
-    write_jsonl(folder / "scores" / f"{judge.name}.jsonl", rows)
-    return {(c.id, c.k): score for c, score in zip(completions, scores, strict=True)}
+    rest = iter(completions)
+    with writing(folder / "scores" / f"{judge.name}.jsonl") as write:
+        while items := [(prompts[c.id], c) for c in islice(rest, AT_ONCE)]:
+            scores = checked_scores(judge, items)
+            write(jsonl_bytes(score_row(c, score) for (_, c), score in zip(items, scores, strict=True)))
 
 
 def evaluate(
@@ -152,25 +156,30 @@ def _measure(
     quiet: bool,
     costs: Costs,
 ) -> dict[str, Any]:
-    """One benchmark generated and judged: its part of the summary. Answers and scores are not held any longer."""
+    """One benchmark generated and judged: its part of the summary. Answers and scores are in files, and stay there."""
     there = (folder / "completions.jsonl").exists()
     with costs.timed("generate"):
-        completions = generate_to(engine, prompts, sampling, folder, title, quiet)
+        write_completions(engine, prompts, sampling, folder, title, quiet)
+    made = read_benchmark(folder, held=False)
     if not there:
-        costs.add("generate", **token_counts(completions))
+        costs.add("generate", **token_counts(made.completions.values()))
     with costs.timed("judge"):
-        scores = {judge.name: judge_benchmark(judge, prompts, completions, folder) for judge in judges}
-    return summarise(prompts, completions, scores, {judge.name: judge.identity for judge in judges})
+        for judge in judges:
+            judge_benchmark(judge, made.prompts, made.completions.values(), folder)
+    scores = read_benchmark(folder, held=False).scores
+    by_these = {judge.name: scores[judge.name] for judge in judges}
+    return summarise(
+        made.prompts.values(), made.completions.values(), by_these, {judge.name: judge.identity for judge in judges}
+    )
 
 
 def token_counts(completions: Iterable[Completion]) -> dict[str, int]:
     """Tokens written in answers, with the token that ended each, and tokens of their prompts."""
-    rows = list(completions)
-    ends = sum(row.finish_reason == "stop" for row in rows)
-    return {
-        "tokens": sum(len(row.token_ids) for row in rows) + ends,
-        "prompt_tokens": sum(c.prompt_tokens for c in rows),
-    }
+    counts = {"tokens": 0, "prompt_tokens": 0}
+    for row in completions:
+        counts["tokens"] += len(row.token_ids) + (row.finish_reason == "stop")
+        counts["prompt_tokens"] += row.prompt_tokens
+    return counts
 
 
 def _chooser(engine: WaveEngine, benchmark: Benchmark) -> WaveEngine:
@@ -189,7 +198,7 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: not such a folder, or a judge that scores nothing in it.
     """
-    found = read_eval(folder)
+    found = read_eval(folder, held=False)
     made = _make_judges(judges)
     stored = found.benchmarks.items()
     idle = [spec for spec, judge in made.items() if not any(_scores(spec, judge, *each) for each in stored)]
@@ -199,12 +208,12 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
     identities = {**found.judge_identities, **{judge.name: judge.identity for judge in made.values()}}
     parts: dict[str, Any] = {}
     for name, part in stored:
-        prompts, completions = list(part.prompts.values()), list(part.completions.values())
-        scores = dict(part.scores)
         for spec, judge in made.items():
             if _scores(spec, judge, name, part):
-                scores[judge.name] = judge_benchmark(judge, prompts, completions, folder / name)
-        parts[name] = {**_decoding(found.meta, name), **summarise(prompts, completions, scores, identities)}
+                judge_benchmark(judge, part.prompts, part.completions.values(), folder / name)
+        scores = read_benchmark(folder / name, held=False).scores
+        counted = summarise(part.prompts.values(), part.completions.values(), scores, identities)
+        parts[name] = {**_decoding(found.meta, name), **counted}
     summary = {
         **found.meta,
         "model": found.model,
@@ -225,7 +234,7 @@ def _scores(spec: str, judge: Judge, name: str, part: BenchmarkEval) -> bool:
 def _checked(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Write the summary with what the hygiene rules find in the folder; returns it."""
     write_json(folder / "summary.json", summary)
-    summary = {**summary, "findings": [finding.to_json() for finding in check_side(read_eval(folder))]}
+    summary = {**summary, "findings": [finding.to_json() for finding in check_side(read_eval(folder, held=False))]}
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safeserve.core.errors import UserError, did_you_mean
 from safeserve.core.options import typed
-from safeserve.core.runs import iter_jsonl, read_json
+from safeserve.core.runs import placed_jsonl, read_json
+from safeserve.core.stored import StoredRows
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
 
+K = TypeVar("K")
+V = TypeVar("V")
 Key = tuple[str, int]
 """(prompt id, sample k)."""
 
@@ -22,9 +27,9 @@ Key = tuple[str, int]
 class BenchmarkEval:
     """One benchmark's prompts (in file order), completions and scores per judge, the latter two keyed by (id, k)."""
 
-    prompts: dict[str, Prompt]
-    completions: dict[Key, Completion]
-    scores: dict[str, dict[Key, Score]]
+    prompts: Mapping[str, Prompt]
+    completions: Mapping[Key, Completion]
+    scores: Mapping[str, Mapping[Key, Score]]
 
     @property
     def label(self) -> str:
@@ -53,8 +58,11 @@ class EvalFolder:
         return recorded
 
 
-def read_eval(folder: Path) -> EvalFolder:
+def read_eval(folder: Path, held: bool = True) -> EvalFolder:
     """Read ``evals/MODEL``.
+
+    Args:
+        held: False checks every line as well, but holds only where it stands and reads it again when it is needed.
 
     Raises:
         UserError: no such folder, nothing in it, a broken line, or files that do not belong together.
@@ -76,7 +84,7 @@ def read_eval(folder: Path) -> EvalFolder:
     return EvalFolder(
         path=folder,
         model=str(meta.get("model") or folder.name),
-        benchmarks={name: _read_benchmark(folder / name) for name in ordered},
+        benchmarks={name: read_benchmark(folder / name, held) for name in ordered},
         meta=meta,
     )
 
@@ -114,47 +122,73 @@ def find_run(run: str, runs: Path = Path("runs")) -> Path:
     raise UserError(f'no run "{run}" (looked for {run or "an empty name"} and {runs / run}).{did_you_mean(run, known)}')
 
 
-def _read_benchmark(folder: Path) -> BenchmarkEval:
-    prompts = _read_prompts(folder / "prompts.jsonl")
-    completions: dict[Key, Completion] = {}
+def read_benchmark(folder: Path, held: bool = True) -> BenchmarkEval:
+    """Read ``evals/MODEL/BENCHMARK``; see :func:`read_eval`."""
+    prompts = _read_prompts(folder / "prompts.jsonl", held)
     path = folder / "completions.jsonl"
-    for number, key, row in _keyed(path) if path.exists() else ():
-        if key[0] not in prompts:
-            raise UserError(_stray(path, number, f'id "{key[0]}" is not in prompts.jsonl'))
-        completions[key] = typed(Completion, row, f"{path} line {number}")
-    if completions:
-        answered = {prompt_id for prompt_id, _ in completions}
-        _none_missing(path, [i for i in prompts if i not in answered], "prompts have no completion", "`safeserve eval`")
-    scores = {file.stem: _read_scores(file, completions) for file in sorted((folder / "scores").glob("*.jsonl"))}
-    return BenchmarkEval(prompts, completions, scores)
+    completions = _read_completions(path, prompts, held) if path.exists() else {}
+    files = sorted((folder / "scores").glob("*.jsonl"))
+    return BenchmarkEval(prompts, completions, {file.stem: _read_scores(file, completions, held) for file in files})
 
 
-def _read_prompts(path: Path) -> dict[str, Prompt]:
-    prompts: dict[str, Prompt] = {}
-    for number, row in iter_jsonl(path):
-        prompt = typed(Prompt, row, f"{path} line {number}")
-        if prompt.id in prompts:
-            raise UserError(f'{path} line {number}: id "{prompt.id}" appears twice. Every prompt needs its own id.')
-        if prompts and prompt.label != next(iter(prompts.values())).label:
-            raise UserError(
-                f"{path} line {number}: harmful and benign prompts in one benchmark; their metrics differ. "
-                "Split it into two benchmarks."
-            )
-        prompts[prompt.id] = prompt
+def _table(
+    path: Path, rows: Iterable[tuple[int, K, V]], parse: Callable[[dict[str, Any]], V], held: bool
+) -> Mapping[K, V]:
+    """Rows, each with its place in the file and its key: held, or read again by ``parse`` when needed."""
+    if held:
+        return {key: value for _, key, value in rows}
+    return StoredRows(path, {key: place for place, key, _ in rows}, parse)
+
+
+def _read_prompts(path: Path, held: bool) -> Mapping[str, Prompt]:
+    def rows() -> Iterator[tuple[int, str, Prompt]]:
+        seen: set[str] = set()
+        label = None
+        for number, place, row in placed_jsonl(path):
+            prompt = typed(Prompt, row, f"{path} line {number}")
+            if prompt.id in seen:
+                raise UserError(f'{path} line {number}: id "{prompt.id}" appears twice. Every prompt needs its own id.')
+            label = label or prompt.label
+            if prompt.label != label:
+                raise UserError(
+                    f"{path} line {number}: harmful and benign prompts in one benchmark; their metrics differ. "
+                    "Split it into two benchmarks."
+                )
+            key = sys.intern(prompt.id)
+            seen.add(key)
+            yield place, key, prompt
+
+    prompts = _table(path, rows(), partial(typed, Prompt, where=str(path)), held)
     if not prompts:
         raise UserError(f"{path}: no prompts in it.")
     return prompts
 
 
-def _read_scores(path: Path, completions: dict[Key, Completion]) -> dict[Key, Score]:
-    scores: dict[Key, Score] = {}
-    for number, key, row in _keyed(path):
-        if key not in completions:
-            raise UserError(_stray(path, number, f'id "{key[0]}", k {key[1]} has no line in completions.jsonl'))
-        scores[key] = _score(row, f"{path} line {number}")
-    unread = [prompt_id for prompt_id, k in completions if (prompt_id, k) not in scores]
+def _read_completions(path: Path, prompts: Collection[str], held: bool) -> Mapping[Key, Completion]:
+    def rows() -> Iterator[tuple[int, Key, Completion]]:
+        for number, place, key, row in _keyed(path):
+            if key[0] not in prompts:
+                raise UserError(_stray(path, number, f'id "{key[0]}" is not in prompts.jsonl'))
+            yield place, key, typed(Completion, row, f"{path} line {number}")
+
+    completions = _table(path, rows(), partial(typed, Completion, where=str(path)), held)
+    if completions:
+        answered = {prompt_id for prompt_id, _ in completions}
+        _none_missing(path, [i for i in prompts if i not in answered], "prompts have no completion", "`safeserve eval`")
+    return completions
+
+
+def _read_scores(path: Path, completions: Collection[Key], held: bool) -> Mapping[Key, Score]:
+    def rows() -> Iterator[tuple[int, Key, Score]]:
+        for number, place, key, row in _keyed(path):
+            if key not in completions:
+                raise UserError(_stray(path, number, f'id "{key[0]}", k {key[1]} has no line in completions.jsonl'))
+            yield place, key, _score(row, f"{path} line {number}")
+
+    scores = _table(path, rows(), partial(_score, where=str(path)), held)
+    unread = [key[0] for key in completions if key not in scores]
     _none_missing(path, unread, "completions have no score", "`safeserve score`")
-    return {key: scores[key] for key in completions}
+    return {key: scores[key] for key in completions} if held else scores
 
 
 def _score(row: Mapping[str, Any], where: str) -> Score:
@@ -167,20 +201,20 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
     return typed(Score, {"value": None, "label": None, **given}, where)
 
 
-def _keyed(path: Path) -> Iterator[tuple[int, Key, dict[str, Any]]]:
-    """(line number, (id, k), row); a second line for the same (id, k) is an error."""
+def _keyed(path: Path) -> Iterator[tuple[int, int, Key, dict[str, Any]]]:
+    """(line number, place, (id, k), row); a second line for the same (id, k) is an error."""
     seen: dict[Key, int] = {}
-    for number, row in iter_jsonl(path):
+    for number, place, row in placed_jsonl(path):
         if not isinstance(row.get("id"), str):
             raise UserError(f'{path} line {number}: no "id" field (found: {", ".join(row)}).')
         k = row.get("k", 0)
         if isinstance(k, bool) or not isinstance(k, int):
             raise UserError(f'{path} line {number}: "k" must be a whole number, found {k!r}.')
-        key = (row["id"], k)
+        key = (sys.intern(row["id"]), k)
         if key in seen:
             raise UserError(f'{path} line {number}: id "{key[0]}", k {k} is already on line {seen[key]}.')
         seen[key] = number
-        yield number, key, row
+        yield number, place, key, row
 
 
 def _stray(path: Path, number: int, what: str) -> str:

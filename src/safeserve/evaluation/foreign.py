@@ -111,13 +111,13 @@ def read_foreign(reference: str, options: ForeignOptions) -> EvalFolder:
     """
     name, pattern = _split(reference)
     files = _files(pattern, options)
-    read: dict[str, BenchmarkEval] = {}
+    read: dict[str, _Growing] = {}
     inferred: list[str] = []
     for benchmark, path in files.items():
-        columns, parts = _read_file(benchmark, path, options)
+        columns, found = _read_file(benchmark, path, options)
         if "finish_reason" not in columns.fields:
-            inferred += parts
-        read.update(parts)
+            inferred += found
+        read.update(found)
     judges = [make_judge(spec) for spec in options.judges]
     for part in read.values():
         items = [(part.prompts[key[0]], completion) for key, completion in part.completions.items()]
@@ -132,7 +132,8 @@ def read_foreign(reference: str, options: ForeignOptions) -> EvalFolder:
         "inferred": inferred,
         "judges": {judge.name: judge.identity for judge in judges},
     }
-    return EvalFolder(Path(pattern), model, read, meta)
+    parts = {name: BenchmarkEval(part.prompts, part.completions, part.scores) for name, part in read.items()}
+    return EvalFolder(Path(pattern), model, parts, meta)
 
 
 def adopt_ids(foreign: EvalFolder, own: EvalFolder) -> EvalFolder:
@@ -219,7 +220,16 @@ def _stem(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def _read_file(benchmark: str, path: Path, options: ForeignOptions) -> tuple[Columns, dict[str, BenchmarkEval]]:
+@dataclass(frozen=True)
+class _Growing:
+    """A :class:`BenchmarkEval` that is being read."""
+
+    prompts: dict[str, Prompt]
+    completions: dict[Key, Completion]
+    scores: dict[str, dict[Key, Score]]
+
+
+def _read_file(benchmark: str, path: Path, options: ForeignOptions) -> tuple[Columns, dict[str, _Growing]]:
     """The file's benchmark; where it holds both kinds of prompts, one benchmark of each kind."""
     rows = read_rows(path)
     columns = find_columns(rows[0], options.map, path)
@@ -227,11 +237,11 @@ def _read_file(benchmark: str, path: Path, options: ForeignOptions) -> tuple[Col
     cut = cut_off([answer if isinstance(answer, str) else "" for answer in answers])
     labels = [_label(row, columns, benchmark, path, options) for row in rows]
     mixed = len(set(labels)) > 1
-    parts: dict[str, BenchmarkEval] = {}
+    parts: dict[str, _Growing] = {}
     seen: Counter[str] = Counter()
     for row, label, is_cut in zip(rows, labels, cut, strict=True):
         name = f"{benchmark}-{label}" if mixed else benchmark
-        part = parts.setdefault(name, BenchmarkEval({}, {}, {judge: {} for judge in columns.judges}))
+        part = parts.setdefault(name, _Growing({}, {}, {judge: {} for judge in columns.judges}))
         prompt, completion, scores = _read_row(row, columns, name, label, is_cut, path, seen)
         key: Key = (prompt.id, completion.k)
         if key in part.completions:

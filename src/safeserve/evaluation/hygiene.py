@@ -5,6 +5,7 @@ Every rule has fired on a published result. Rules about two sides together are i
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from safeserve.core.errors import SafeserveError
 from safeserve.core.statistics import wilson
 from safeserve.core.yaml_files import read_yaml
 from safeserve.data.ngrams import similar, trigrams
-from safeserve.evaluation.alignment import misaligned
+from safeserve.evaluation.alignment import can_tell, misaligned
 from safeserve.evaluation.findings import Finding, worst_first
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key
 from safeserve.evaluation.metrics import applies, metrics_for
@@ -70,13 +71,17 @@ def check_side(
 
 def alignment(part: BenchmarkEval, where: str, expected: Sequence[str] = ()) -> Iterator[Finding]:
     """H1: answers that belong to other prompts, told from the texts."""
-    rows = [(key, completion) for key, completion in part.completions.items() if completion.text.strip()]
-    if len(rows) != len(part.completions):
+    keys = [key for key, completion in part.completions.items() if completion.text.strip()]
+    if len(keys) != len(part.completions):
         expected = ()  # places in the file no longer count
-    found = misaligned([part.prompts[key[0]].text for key, _ in rows], [c.text for _, c in rows], expected)
+    if not can_tell((prompt.text for prompt in part.prompts.values()), len(keys), expected):
+        return  # and nothing more need be read
+    texts = {prompt.id: prompt.text for prompt in part.prompts.values()}
+    answers = [completion.text for completion in part.completions.values() if completion.text.strip()]
+    found = misaligned([texts[prompt_id] for prompt_id, _ in keys], answers, expected)
     if found:
-        ids = tuple(_name(rows[row][0]) for row in found.rows)
-        count = f"{len(ids)} of {len(rows)} answers belong to other prompts"
+        ids = tuple(_name(keys[row]) for row in found.rows)
+        count = f"{len(ids)} of {len(keys)} answers belong to other prompts"
         yield Finding("H1", "error", where, f"{count}: {found.how} ({_rows(found.rows)}).", ids)
 
 
@@ -135,18 +140,29 @@ def teachers_of(side: EvalFolder) -> set[str]:
 def impossible_rates(part: BenchmarkEval, where: str, recorded: Mapping[str, Any]) -> Iterator[Finding]:
     """H7: a recorded rate that is no count over its n, or not what the scores beside it come to."""
     for judge, judged in recorded.get("judges", {}).items():
-        scores = [s for s in part.scores.get(judge, {}).values() if why_unscored(judge, s) is None]
+        counted, found = _hits(part, judge)
         for metric in metrics_for(judge, part.label):
             cell = judged.get("metrics", {}).get(metric.name, {})
             if metric.is_mean or cell.get("rate") is None:
                 continue
-            rate, n, hits = cell["rate"], cell.get("n", 0), sum(map(metric.holds, scores))
+            rate, n, hits = cell["rate"], cell.get("n", 0), found[metric.name]
             if not n or is_impossible(100 * rate, n, 6):
                 message = f"{judge}, {metric.name}: {100 * rate:g} % of {n} is no whole number of answers."
                 yield Finding("H7", "error", where, message)
-            elif scores and (n != len(scores) or round(rate * n) != hits):
+            elif counted and (n != counted or round(rate * n) != hits):
                 message = f"{judge}, {metric.name}: recorded {round(rate * n)} of {n}, but the scores hold {hits} of "
-                yield Finding("H7", "error", where, f"{message}{len(scores)}. Run `safeserve score` again.")
+                yield Finding("H7", "error", where, f"{message}{counted}. Run `safeserve score` again.")
+
+
+def _hits(part: BenchmarkEval, judge: str) -> tuple[int, Counter[str]]:
+    """How many answers a judge has scored, and for how many of them each of its shares holds."""
+    shares = [metric for metric in metrics_for(judge, part.label) if not metric.is_mean]
+    counted, found = 0, Counter[str]()
+    for score in part.scores.get(judge, {}).values():
+        if why_unscored(judge, score) is None:
+            counted += 1
+            found.update(metric.name for metric in shares if metric.holds(score))
+    return counted, found
 
 
 def is_impossible(percent: float, n: int, decimals: int) -> bool:
@@ -158,13 +174,14 @@ def is_impossible(percent: float, n: int, decimals: int) -> bool:
 
 def repeated_answers(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     """H8: one text answers many prompts, or a prompt and its answer stand in the set twice."""
-    said: dict[str, list[Key]] = defaultdict(list)
+    said: dict[bytes, list[Key]] = defaultdict(list)  # by digest: the texts need not be held
     for key, completion in part.completions.items():
         if text := " ".join(completion.text.split()):
-            said[text].append(key)
-    text, keys = max(said.items(), key=lambda item: len({i for i, _ in item[1]}), default=("", []))
+            said[hashlib.sha256(text.encode()).digest()].append(key)
+    keys = max(said.values(), key=lambda found: len({i for i, _ in found}), default=[])
     prompts = {prompt_id for prompt_id, _ in keys}
     if len(part.prompts) >= FEWEST and len(prompts) > SAME_ANSWER * len(part.prompts):
+        text = " ".join(part.completions[keys[0]].text.split())
         shown = text if len(text) <= 60 else text[:57] + "..."
         message = f'{len(prompts)} of {len(part.prompts)} prompts got one and the same answer ("{shown}").'
         yield Finding("H8", "warning", where, message, _names(keys))
@@ -177,17 +194,22 @@ def repeated_answers(part: BenchmarkEval, where: str) -> Iterator[Finding]:
 def unscored(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     """H9: too many answers that a judge could not score; what is missing is seldom missing by chance."""
     for judge, scores in part.scores.items():
-        wanted = [key for key in part.completions if applies(judge, part.prompts[key[0]])]
-        missing = {key: why_unscored(judge, scores[key]) if key in scores else "no line" for key in wanted}
-        keys = [key for key, why in missing.items() if why is not None]
-        if keys and len(keys) > UNSCORED * len(wanted):
-            why, _ = Counter(missing[key] for key in keys).most_common(1)[0]
-            message = f"{judge} left {len(keys)} of {len(wanted)} answers unscored (mostly: {why})."
-            yield Finding("H9", "warning", where, message, _names(keys))
+        meant = {prompt.id for prompt in part.prompts.values() if applies(judge, prompt)}
+        missing = {key: "no line" for key in part.completions if key not in scores and key[0] in meant}
+        for key, score in scores.items():
+            if key[0] in meant and (why := why_unscored(judge, score)) is not None:
+                missing[key] = why
+        wanted = sum(prompt_id in meant for prompt_id, _ in part.completions)
+        if missing and len(missing) > UNSCORED * wanted:
+            why, _ = Counter(missing.values()).most_common(1)[0]
+            message = f"{judge} left {len(missing)} of {wanted} answers unscored (mostly: {why})."
+            yield Finding("H9", "warning", where, message, _names(key for key in part.completions if key in missing))
 
 
 def trained_on(part: BenchmarkEval, where: str, training: Sequence[str]) -> Iterator[Finding]:
     """H11: prompts that the model was trained on, word for word or nearly."""
+    if not training:
+        return
     prompts = list(part.prompts.values())
     near = similar([trigrams(p.text) for p in prompts], [trigrams(text) for text in training], NEAR_TRAINING)
     rows = sorted({row for row, _, _ in near})
@@ -221,16 +243,15 @@ def degenerate_text(part: BenchmarkEval, where: str) -> Iterator[Finding]:
 
 def edges(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     """A rate whose interval reaches 0 or 100 %: the suite is too hard or too easy to tell models apart."""
-    for judge, scores in part.scores.items():
-        counted = [score for score in scores.values() if why_unscored(judge, score) is None]
+    for judge in part.scores:
+        counted, found = _hits(part, judge)
         for metric in metrics_for(judge, part.label):
-            if metric.name not in ("safe_rate", "accuracy") or len(counted) < FEWEST:
+            if metric.name not in ("safe_rate", "accuracy") or counted < FEWEST:
                 continue
-            hits = sum(map(metric.holds, counted))
-            interval = wilson(hits, len(counted))
+            interval = wilson(found[metric.name], counted)
             if interval.low <= 0.0 or interval.high >= 1.0:
                 side = "0" if interval.low <= 0.0 else "100"
-                message = f"{judge}, {metric.name}: {hits} of {len(counted)}, the interval reaches {side} %."
+                message = f"{judge}, {metric.name}: {found[metric.name]} of {counted}, the interval reaches {side} %."
                 yield Finding("edge", "note", where, message)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
 from safeserve.core.agreement import Known, rogan_gladen
 from safeserve.core.clustered import clustered_mean, clustered_rate, effective_size
 from safeserve.core.errors import EvidenceError, UserError
-from safeserve.data.records import Prompt
+from safeserve.data.records import Label, Prompt
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder, Key, find_eval, find_run, read_eval
 from safeserve.evaluation.metrics import Metric, applies, metrics_for
 from safeserve.generation.engine import Completion
@@ -25,8 +27,8 @@ BOOTSTRAP_SEED = 0
 
 
 def summarise(
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
+    prompts: Collection[Prompt],
+    completions: Collection[Completion],
     scores_by_judge: Mapping[str, Mapping[Key, Score]],
     identities: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def summarise(
 
     Rates are over scored completions. ``n`` = ``n_scored`` + ``n_unscored`` + ``n_not_applicable``; the last are
     completions that the judge is not meant for (a prompt without accepted answers under ``short_answer``). Several
-    samples of one prompt are one cluster: intervals widen by as much as its samples are alike.
+    samples of one prompt are one cluster: intervals widen by as much as its samples are alike. Of each prompt,
+    completion and score only what is counted is held, so all three may come from files one by one.
 
     Args:
         prompts: all of one label.
@@ -46,27 +49,42 @@ def summarise(
         EvidenceError: no completions, or no scores.
         UserError: prompts of both labels, a completion of an unknown prompt, or one that a judge has no score for.
     """
-    name = prompts[0].benchmark if prompts else "?"
+    name = next((prompt.benchmark for prompt in prompts), "?")
     if not completions:
         raise EvidenceError(f"benchmark {name}: no completions. Run `safeserve eval` on it first.")
     if not any(scores_by_judge.values()):
         raise EvidenceError(f"benchmark {name}: no scores. Run `safeserve score` on it with at least one judge.")
-    labels = {prompt.label for prompt in prompts}
+    labels: set[Label] = set()
+    about: dict[str, _About] = {}
+    for prompt in prompts:
+        labels.add(prompt.label)
+        about[prompt.id] = _about(prompt.category, frozenset(j for j in scores_by_judge if not applies(j, prompt)))
     if len(labels) > 1:
         raise UserError(f"benchmark {name}: harmful and benign prompts mixed. Split it into two benchmarks.")
-    by_id = {prompt.id: prompt for prompt in prompts}
-    unknown = [completion.id for completion in completions if completion.id not in by_id]
+    keys = [(completion.id, completion.k) for completion in completions]
+    unknown = [prompt_id for prompt_id, _ in keys if prompt_id not in about]
     if unknown:
         raise UserError(f'benchmark {name}: completion "{unknown[0]}" belongs to none of its prompts.')
     label = labels.pop()
     return {
         "label": label,
-        "n": len(completions),
+        "n": len(keys),
         "judges": {
-            judge: _summarise_judge(name, judge, label, by_id, completions, scores, (identities or {}).get(judge))
+            judge: _summarise_judge(name, judge, label, about, keys, scores, (identities or {}).get(judge))
             for judge, scores in scores_by_judge.items()
         },
     }
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is counted of a prompt: its category, and the judges that are not meant for it."""
+
+    category: str
+    not_for: frozenset[str]
+
+
+_about = cache(_About)  # many prompts, few of these
 
 
 def rate(hits: Iterable[bool], clusters: Sequence[str]) -> dict[str, Any]:
@@ -132,8 +150,8 @@ def _summarise_judge(
     name: str,
     judge: str,
     label: str,
-    prompts: Mapping[str, Prompt],
-    completions: Sequence[Completion],
+    about: Mapping[str, _About],
+    keys: Sequence[Key],
     scores: Mapping[Key, Score],
     identity: str | None,
 ) -> dict[str, Any]:
@@ -141,25 +159,27 @@ def _summarise_judge(
     by_category: dict[str, list[tuple[str, Score]]] = defaultdict(list)
     reasons: Counter[str] = Counter()
     not_applicable = 0
-    for completion in completions:
-        score = scores.get((completion.id, completion.k))
+    alike: dict[tuple[object, ...], Score] = {}
+    for prompt_id, k in keys:
+        score = scores.get((prompt_id, k))
         if score is None:
             raise UserError(
-                f'benchmark {name}: judge "{judge}" has no line for id "{completion.id}", k {completion.k}. '
+                f'benchmark {name}: judge "{judge}" has no line for id "{prompt_id}", k {k}. '
                 "Run `safeserve score` again: it completes the file."
             )
-        prompt = prompts[completion.id]
         unscored = why_unscored(judge, score)
         if unscored is None:
-            counted.append((prompt.id, score))
-            by_category[prompt.category].append((prompt.id, score))
-        elif not applies(judge, prompt):
+            # Metrics read these three only, and verdicts are few.
+            row = (prompt_id, alike.setdefault((score.value, score.label, score.flags), score))
+            counted.append(row)
+            by_category[about[prompt_id].category].append(row)
+        elif judge in about[prompt_id].not_for:
             not_applicable += 1
         else:
             reasons[unscored] += 1
     metrics = metrics_for(judge, label)
     return {
-        "n": len(completions),
+        "n": len(keys),
         "n_scored": len(counted),
         "n_unscored": sum(reasons.values()),
         "n_not_applicable": not_applicable,

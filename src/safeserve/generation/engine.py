@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,12 @@ from safeserve.data.records import Prompt
 
 FinishReason = Literal["stop", "length", "error"]
 _one: dict[int, int] = {}
-"""Every token id met so far as one object: 8 bytes a token instead of 36, where 100,000 answers are held."""
+"""Every token id met so far as one object: 8 bytes a token instead of 36, where 100,000 prompts are held."""
+
+
+def shared(ids: Iterable[int]) -> tuple[int, ...]:
+    """The same ids, each of them one object wherever it stands."""
+    return tuple(_one.setdefault(token, token) for token in ids)
 
 
 class Sampling(Options):
@@ -55,7 +60,7 @@ class Completion:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token_ids", tuple(_one.setdefault(token, token) for token in self.token_ids))
+        object.__setattr__(self, "token_ids", shared(self.token_ids))
 
     def to_json(self) -> dict[str, Any]:
         row = asdict(self)

@@ -17,7 +17,7 @@ from safeserve.core.options import stable_hash
 from safeserve.data.records import Prompt
 from safeserve.generation.decoding import token_logprobs
 from safeserve.generation.drafts import Drafts
-from safeserve.generation.engine import Completion, Row, Sampling
+from safeserve.generation.engine import Completion, Row, Sampling, shared
 from safeserve.generation.slots import SlotDecoder
 from safeserve.models.decoder import Decoder, Unsupported
 from safeserve.models.loading import LoadedModel
@@ -72,7 +72,7 @@ class LocalEngine:
 
     def rows(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Row]:
         """Every answer to make, in order."""
-        encoded = [(prompt, self.loaded.chat.prompt_ids(prompt.messages)) for prompt in prompts]
+        encoded = [(prompt, shared(self.loaded.chat.prompt_ids(prompt.messages))) for prompt in prompts]
         return [Row(prompt, k, ids) for prompt, ids in encoded for k in range(sampling.n)]
 
     def waves(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Row]]:

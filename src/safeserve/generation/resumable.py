@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safeserve.core.options import stable_hash
 from safeserve.core.progress import Progress
-from safeserve.core.runs import write_jsonl
+from safeserve.core.runs import placed_jsonl, write_jsonl, writing
 from safeserve.data.records import Prompt
 from safeserve.generation.engine import Completion, Sampling, WaveEngine, read_completions
 
@@ -16,32 +17,53 @@ from safeserve.generation.engine import Completion, Sampling, WaveEngine, read_c
 def generate_to(
     engine: WaveEngine, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, title: str, quiet: bool = False
 ) -> list[Completion]:
-    """Completions of ``prompts`` in their order, written to ``folder``; waves already on disk are not made again.
+    """Completions of ``prompts`` in their order, written to ``folder``; see :func:`write_completions`."""
+    return read_completions(write_completions(engine, prompts, sampling, folder, title, quiet))
+
+
+def write_completions(
+    engine: WaveEngine, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, title: str, quiet: bool = False
+) -> Path:
+    """``folder/completions.jsonl``, in the order of ``prompts``; waves already on disk are not made again.
 
     Every wave is a file of its own, written whole, named by a hash of its rows, the sampling and the engine, so a
-    wave of another model or decoding is never picked up.
+    wave of another model or decoding is never picked up. In memory are the prompts, their tokens and one wave.
     """
     path = folder / "completions.jsonl"
     if path.exists():
-        return read_completions(path)
+        return path
     write_jsonl(folder / "prompts.jsonl", (prompt.to_json() for prompt in prompts))
     waves = engine.waves(prompts, sampling)
-    parts = folder / "waves"
-    made: dict[tuple[str, int], Completion] = {}
+    parts: list[Path] = []
     with Progress(title, sum(map(len, waves)), quiet=quiet) as progress:
-        for number, wave in enumerate(waves):
+        waves.reverse()
+        while waves:
+            wave = waves.pop()  # its tokens are not needed afterwards
             rows = [row.key() for row in wave]
             key = stable_hash([engine.identity, sampling.model_dump(), rows])
-            part = parts / f"{number:05d}-{key}.jsonl"
+            part = folder / "waves" / f"{len(parts):05d}-{key}.jsonl"
+            parts.append(part)
             if part.exists():
-                completions = read_completions(part)
                 progress.skip(len(wave))
             else:
                 completions = engine.generate_wave(wave, sampling)
                 write_jsonl(part, (completion.to_json() for completion in completions))
                 progress.advance(len(wave), sum(len(c.token_ids) for c in completions))
-            made.update({(c.id, c.k): c for c in completions})
-    ordered = [made[prompt.id, k] for prompt in prompts for k in range(sampling.n)]
-    write_jsonl(path, (completion.to_json() for completion in ordered))
-    shutil.rmtree(parts, ignore_errors=True)  # also what a killed process left half-written
-    return ordered
+    with writing(path) as write:
+        write(_lines(parts, ((prompt.id, k) for prompt in prompts for k in range(sampling.n))))
+    shutil.rmtree(folder / "waves", ignore_errors=True)  # also what a killed process left half-written
+    return path
+
+
+def _lines(parts: Sequence[Path], order: Iterable[tuple[str, int]]) -> Iterator[bytes]:
+    """The lines of all waves by (id, k), each read from its place."""
+    places = {
+        (sys.intern(row["id"]), row["k"]): (number, place)
+        for number, part in enumerate(parts)
+        for _, place, row in placed_jsonl(part)
+    }
+    for key in order:
+        number, place = places[key]
+        with parts[number].open("rb") as file:
+            file.seek(place)
+            yield file.readline()
