@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -294,3 +295,32 @@ def test_an_option_that_came_later_and_is_off_leaves_a_stage_valid(tmp_path: Pat
     assert after.hash == before.hash, "what was made from it stays valid too"
     assert Stage(tmp_path, {**INPUTS, "train.dpo.later": 0}).changed() == ["train.dpo.later"]
     assert Stage(tmp_path, {**INPUTS, "train.dpo.later": 0}).hash != before.hash
+
+
+def test_a_file_written_in_several_goes_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with runs.writing(path) as write:
+        write([b"one\n"])
+        write([b"two\n", b"three\n"])
+        assert not path.exists()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+    def fail() -> None:
+        with runs.writing(path) as write:
+            write([b"four\n"])
+            raise PermissionError("of a judge's own file")
+
+    with pytest.raises(PermissionError):  # not the disk's fault, so it keeps its name
+        fail()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_disk_that_fills_up_between_the_goes_is_told_once(tmp_path: Path) -> None:
+    def full() -> Iterator[bytes]:
+        yield b"x" * 10
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(EnvironmentFault, match="the disk is full"), runs.writing(tmp_path / "x") as write:
+        write(full())
+    assert list(tmp_path.iterdir()) == []

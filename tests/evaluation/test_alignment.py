@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from safeserve.evaluation.alignment import likeness, misaligned
+from safeserve.evaluation import alignment
+from safeserve.evaluation.alignment import can_tell, likeness, misaligned
 
 SUBJECTS = [
     "volcano", "harbour", "violin", "glacier", "orchard", "bicycle", "lantern", "compass", "saddle", "beehive",
@@ -39,6 +40,25 @@ def test_an_index_that_starts_again_is_found_with_and_without_the_benchmark():
         found = misaligned(prompts, ANSWERS, expected)
         assert found is not None
         assert found.rows == tuple(range(25, 40))
+
+
+def test_of_many_rows_a_part_tells_the_same(monkeypatch):
+    monkeypatch.setattr(alignment, "MOST", 20)
+    found = misaligned(PROMPTS[:25] + PROMPTS[:15], ANSWERS)
+    assert found is not None
+    assert found.rows == tuple(range(25, 40))
+    assert misaligned(PROMPTS + PROMPTS, ANSWERS + [answer + " Often." for answer in ANSWERS]) is None
+
+
+def test_whether_anything_can_be_told_is_known_from_the_prompts(monkeypatch):
+    assert not can_tell(PROMPTS[:4], 4, ())
+    assert can_tell(PROMPTS, 40, ())
+    monkeypatch.setattr(alignment, "MOST", 20)
+    assert not can_tell(PROMPTS, 40, ())
+    assert not can_tell(PROMPTS[:36] + PROMPTS[:4], 40, ())
+    assert can_tell([*PROMPTS[:35], *PROMPTS[:5]], 40, ())
+    assert can_tell(PROMPTS, 40, PROMPTS), "the expected order is known"
+    assert not can_tell(PROMPTS, 40, PROMPTS[:39])
 
 
 def test_a_shift_is_found():

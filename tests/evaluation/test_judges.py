@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from safeserve.core.errors import UserError
 from safeserve.core.runs import read_jsonl
 from safeserve.data.records import Prompt, user
+from safeserve.evaluation import evaluate
 from safeserve.evaluation.benchmarks import suite
 from safeserve.evaluation.evaluate import judge_benchmark, require_judges
 from safeserve.generation.engine import Completion
@@ -74,6 +77,30 @@ def test_scores_that_are_no_evidence_are_refused(tmp_path: Path, scores: list[Sc
         judge_benchmark(Fixed(*scores), {PROMPT.id: PROMPT}, [ANSWER], tmp_path)
     judge_benchmark(Fixed(Score(None, None, "why")), {PROMPT.id: PROMPT}, [ANSWER], tmp_path)
     assert read_jsonl(tmp_path / "scores" / "fixed.jsonl")[0]["reason"] == "why"
+
+
+def test_many_answers_are_judged_in_parts_and_a_part_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting:
+        name, identity = "counting", "1"
+        sizes: ClassVar[list[int]] = []
+
+        def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Score]:
+            self.sizes.append(len(items))
+            return [Score(float(completion.text), None) for _, completion in items]
+
+    monkeypatch.setattr(evaluate, "AT_ONCE", 3)
+    answers = [Completion("p", str(k), (), "stop", None, k) for k in range(7)]
+    judge_benchmark(Counting(), {"p": PROMPT}, iter(answers), tmp_path)
+    assert Counting.sizes == [3, 3, 1]
+    found = read_jsonl(tmp_path / "scores" / "counting.jsonl")
+    assert [(row["k"], row["value"]) for row in found] == [(k, k) for k in range(7)]
+    broken = [*answers[:5], Completion("p", "inf", (), "stop", None, 5)]
+    with pytest.raises(UserError, match="not finite"):
+        judge_benchmark(Counting(), {"p": PROMPT}, broken, tmp_path)
+    assert read_jsonl(tmp_path / "scores" / "counting.jsonl") == found
+    assert len(list((tmp_path / "scores").iterdir())) == 1
 
 
 def test_a_benchmark_without_a_judge_is_told_before_anything_runs() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from safeserve.core.errors import EvidenceError, UserError
 from safeserve.data.records import Prompt, user
+from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.summary import find_eval, read_eval, summarise
 from safeserve.generation.engine import Completion
 from safeserve.judging.judge import Score
@@ -222,3 +223,17 @@ def test_find_eval(make_eval, tmp_path):
         find_eval("nothing", runs)
     with pytest.raises(UserError, match=r"no BENCHMARK/prompts\.jsonl"):
         read_eval(runs)
+
+
+def test_rows_that_stay_in_their_files_come_to_the_same(make_eval):
+    labels = ["safe_answer", "unsafe_compliance", "full_refusal", "degenerate"] * 3
+    unscored = {"value": None, "label": None, "reason": "broken", "id": "", "k": 0}
+    folder = make_eval("a", harmful=[*labels, unscored], benign=["full_refusal", "helpful_answer"] * 6)
+    held, stored = read_eval(folder), read_eval(folder, held=False)
+    assert stored == held
+    for name, part in held.benchmarks.items():
+        again = stored.benchmarks[name]
+        assert not isinstance(again.completions, dict)
+        both = [summarise(p.prompts.values(), p.completions.values(), p.scores) for p in (part, again)]
+        assert both[0] == both[1]
+    assert check_side(stored) == check_side(held) != []
