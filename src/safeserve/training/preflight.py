@@ -240,7 +240,7 @@ def judge_numbers(
 ) -> Verdict:
     """What :func:`selection_numbers` (and the accuracy on labelled pairs) mean for RAFT.
 
-    A note where the picks are not shown to be safer: RAFT may then learn something else, or nothing.
+    A note where the picks are not shown to be safer: RAFT may then learn something else, or nothing, or still help.
     It stops where learning would surely do harm or nothing: what the rule picks is unsafe more often than what it
     passes over, the reward is wrong on labelled pairs more often than right, it puts unsafe samples above safe ones, or
     all samples have equal rewards.
@@ -294,8 +294,8 @@ def judge_numbers(
         between = f" [{100 * change['low']:+.0f}, {100 * change['high']:+.0f}]" if change["n"] > 1 else ""
         verdict.notes.append(
             f"not shown, on {change['n']} harmful prompts, that picked answers are safer than the samples they come "
-            f"from: unsafe {100 * change['mean']:+.0f} points{between} by the held-out judge. Learning from them may "
-            "change little."
+            f"from: unsafe {100 * change['mean']:+.0f} points{between} by the held-out judge. Whether learning from "
+            "them helps must show on the held-out prompts."
         )
     return verdict
 
