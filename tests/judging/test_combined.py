@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -194,3 +195,12 @@ def test_the_order_of_the_items_is_kept():
     texts = [PLEASANT, STEPS, REFUSES, STEPS, PLEASANT]
     scores = ModesJudge(guard=guard).score([(HARMFUL, Completion("h", text, (1,), "stop", None)) for text in texts])
     assert [score.value for score in scores] == [0.1, 0.9, 0.1, 0.9, 0.1]
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "b")])
+def test_a_judge_that_asks_for_itself_is_told(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, other in (names, names[::-1]):
+        (tmp_path / f"modes-{name}.yaml").write_text(f"kind: modes\nguard: {tmp_path}/modes-{other}.yaml\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"modes-a\.yaml: asks for itself"):
+            make_judge(str(tmp_path / "modes-a.yaml"))

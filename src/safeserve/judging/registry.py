@@ -99,6 +99,21 @@ def _make(kind: str, name: str, options: dict[str, Any], where: str) -> Judge:
 
 
 def _from_file(path: Path) -> Judge:
+    file = path.resolve()
+    if file in _being_made:
+        raise UserError(f"{path}: asks for itself, directly or by another judge's file. Name another judge in it.")
+    _being_made.append(file)
+    try:
+        return _read_file(path)
+    finally:
+        _being_made.remove(file)
+
+
+_being_made: list[Path] = []
+"""Files of judges on the way: one may name another as its guard."""
+
+
+def _read_file(path: Path) -> Judge:
     tree = read_yaml(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("kind"), str):
         raise UserError(f"{path}: a judge's file holds keys and values, among them kind ({', '.join(KINDS)}).")
