@@ -80,7 +80,7 @@ class RewardPolicy(Policy):
         turned = float((our_slopes - slopes_).norm() / slopes_.norm())
         if not (apart <= (1e-3 if exact else 0.1) and turned <= (1e-2 if exact else 0.2)):
             self._fall_back(
-                f"its states differ from transformers' by {apart:.2g} of their norm, gradients by {turned:.2g}"
+                f"its states differ from transformers' by {apart:.2g} of their norm, gradients by {turned:.0%}"
             )
 
     def merged(self) -> Any:
