@@ -177,7 +177,7 @@ def repeated_answers(part: BenchmarkEval, where: str) -> Iterator[Finding]:
     said: dict[bytes, list[Key]] = defaultdict(list)  # by digest: the texts need not be held
     for key, completion in part.completions.items():
         if text := " ".join(completion.text.split()):
-            said[hashlib.sha256(text.encode()).digest()].append(key)
+            said[hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()].append(key)
     keys = max(said.values(), key=lambda found: len({i for i, _ in found}), default=[])
     prompts = {prompt_id for prompt_id, _ in keys}
     if len(part.prompts) >= FEWEST and len(prompts) > SAME_ANSWER * len(part.prompts):
