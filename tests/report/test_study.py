@@ -228,7 +228,7 @@ def test_the_page_and_the_figures_show_the_study(run: Path, tmp_path: Path) -> N
     assert "dose-500 → dpo: 79.9 %" in page
     assert page.count("<summary>RAFT: safety</summary>") == 1
     names = {path.name for path in write_figures(run, tmp_path, ["svg"])}
-    assert {"study_claims.md", "study_safety_by_dose.tex", "study_raft_errors.md"} <= names
+    assert {"study_claims.md", "study_safety_by_dose.tex", "study_raft_errors.md", "study_reward_deberta.md"} <= names
     assert r"39.9 \%" in (tmp_path / "study_raft.tex").read_text()
 
 

@@ -245,7 +245,7 @@ def _rewards(study: Study) -> Iterator[StudyTable]:
                 ]
             rows.append((str(dose), *cells))
         headings = ("safety demonstrations", *(f"{one}, {side}" for one in SETS for side in ("paper", "here, mean")))
-        name = "reward_" + judge.split()[0].lower()
+        name = "reward_" + judge.split()[0].strip(",").lower()
         yield StudyTable(name, f"SIT: reward by dose ({judge})", headings, tuple(rows), 1)
 
 
