@@ -63,9 +63,9 @@ class StoredRows(Mapping[K, V]):
         file.seek(place)
         return self._parse(json.loads(file.readline().decode("utf-8" if place else "utf-8-sig")))
 
-    def _state(self) -> tuple[int, int, int]:
-        told = self._path.stat()
-        return told.st_ino, told.st_size, told.st_mtime_ns
+    def _state(self) -> tuple[int, int]:
+        told = self._path.stat()  # no inode: some mounted drives give another one each time
+        return told.st_size, told.st_mtime_ns
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
