@@ -49,7 +49,7 @@ def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
     write_jsonl(path, [{"id": "a"}, {"id": "b"}])
     rows = stored(path)
     assert rows["b"] == {"id": "b"}
-    write_text(path, json.dumps({"id": "b"}) + "\n" + json.dumps({"id": "a"}) + "\n")
+    write_text(path, json.dumps({"id": "bb"}) + "\n" + json.dumps({"id": "a"}) + "\n")
     with pytest.raises(UserError, match=r"rows\.jsonl: changed while it was being read"):
         _ = rows["a"]
     with pytest.raises(UserError, match="Run the same command again"):
