@@ -13,7 +13,7 @@ from safeserve.core.errors import UserError
 from safeserve.core.runs import jsonl_bytes, write_json, writing
 from safeserve.data.records import Prompt
 from safeserve.evaluation.benchmarks import Benchmark, LeftOut, find_benchmark
-from safeserve.evaluation.folder import BenchmarkEval, read_benchmark, read_eval
+from safeserve.evaluation.folder import BenchmarkEval, read_answers, read_eval, read_scores
 from safeserve.evaluation.hygiene import check_side
 from safeserve.evaluation.metrics import applies
 from safeserve.evaluation.summary import summarise
@@ -160,17 +160,15 @@ def _measure(
     there = (folder / "completions.jsonl").exists()
     with costs.timed("generate"):
         write_completions(engine, prompts, sampling, folder, title, quiet)
-    made = read_benchmark(folder, held=False)
+    asked, completions = read_answers(folder, held=False)
     if not there:
-        costs.add("generate", **token_counts(made.completions.values()))
+        costs.add("generate", **token_counts(completions.values()))
     with costs.timed("judge"):
         for judge in judges:
-            judge_benchmark(judge, made.prompts, made.completions.values(), folder)
-    scores = read_benchmark(folder, held=False).scores
+            judge_benchmark(judge, asked, completions.values(), folder)
+    scores = read_scores(folder, completions, held=False)
     by_these = {judge.name: scores[judge.name] for judge in judges}
-    return summarise(
-        made.prompts.values(), made.completions.values(), by_these, {judge.name: judge.identity for judge in judges}
-    )
+    return summarise(asked.values(), completions.values(), by_these, {judge.name: judge.identity for judge in judges})
 
 
 def token_counts(completions: Iterable[Completion]) -> dict[str, int]:
@@ -211,7 +209,7 @@ def rescore(folder: Path, judges: Sequence[str]) -> dict[str, Any]:
         for spec, judge in made.items():
             if _scores(spec, judge, name, part):
                 judge_benchmark(judge, part.prompts, part.completions.values(), folder / name)
-        scores = read_benchmark(folder / name, held=False).scores
+        scores = read_scores(folder / name, part.completions, held=False)
         counted = summarise(part.prompts.values(), part.completions.values(), scores, identities)
         parts[name] = {**_decoding(found.meta, name), **counted}
     summary = {

@@ -84,7 +84,7 @@ def read_eval(folder: Path, held: bool = True) -> EvalFolder:
     return EvalFolder(
         path=folder,
         model=str(meta.get("model") or folder.name),
-        benchmarks={name: read_benchmark(folder / name, held) for name in ordered},
+        benchmarks={name: _read_benchmark(folder / name, held) for name in ordered},
         meta=meta,
     )
 
@@ -122,13 +122,22 @@ def find_run(run: str, runs: Path = Path("runs")) -> Path:
     raise UserError(f'no run "{run}" (looked for {run or "an empty name"} and {runs / run}).{did_you_mean(run, known)}')
 
 
-def read_benchmark(folder: Path, held: bool = True) -> BenchmarkEval:
+def _read_benchmark(folder: Path, held: bool = True) -> BenchmarkEval:
     """Read ``evals/MODEL/BENCHMARK``; see :func:`read_eval`."""
+    prompts, completions = read_answers(folder, held)
+    return BenchmarkEval(prompts, completions, read_scores(folder, completions, held))
+
+
+def read_answers(folder: Path, held: bool = True) -> tuple[Mapping[str, Prompt], Mapping[Key, Completion]]:
+    """A benchmark's prompts and completions, whatever scores lie beside them."""
     prompts = _read_prompts(folder / "prompts.jsonl", held)
     path = folder / "completions.jsonl"
-    completions = _read_completions(path, prompts, held) if path.exists() else {}
-    files = sorted((folder / "scores").glob("*.jsonl"))
-    return BenchmarkEval(prompts, completions, {file.stem: _read_scores(file, completions, held) for file in files})
+    return prompts, _read_completions(path, prompts, held) if path.exists() else {}
+
+
+def read_scores(folder: Path, completions: Collection[Key], held: bool = True) -> dict[str, Mapping[Key, Score]]:
+    """Scores by judge of a benchmark's completions."""
+    return {file.stem: _read_scores(file, completions, held) for file in sorted((folder / "scores").glob("*.jsonl"))}
 
 
 def _table(
