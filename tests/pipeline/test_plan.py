@@ -13,7 +13,7 @@ from safeserve.core.errors import UserError
 from safeserve.core.runs import DONE, read_json
 from safeserve.models import embedded
 from safeserve.pipeline import counts, outlook
-from safeserve.pipeline.forecast import START_SECONDS
+from safeserve.pipeline.forecast import KEPT_BYTES, START_SECONDS
 from safeserve.pipeline.plan import models_in_order, plan, plan_text
 from safeserve.pipeline.probe import Rates
 from safeserve.pipeline.recipe import parse_recipe
@@ -62,6 +62,10 @@ def test_tokens_are_those_that_the_run_counts(tree: Tree, data: dict[str, Path],
     assert (again["seconds"], again["peak_memory_bytes"], again["tokens"]) == (0, 0, {})
     assert plan_text(again).count("(done before)") == 5
     assert "tokens:" not in plan_text(again)
+
+    (tmp_path / "run" / "stages" / "eval-dpo" / "DONE").unlink()  # now the first that is left, in a fresh process
+    last = plan(recipe, tmp_path / "run")["peak_memory_bytes"]
+    assert last == pytest.approx(predicted["eval-dpo"]["peak_memory_bytes"] - KEPT_BYTES, abs=1)
 
     made["train"]["dpo"]["beta"] = 0.3  # what the run itself would refuse
     stale = plan(parse_recipe(made, "r"), tmp_path / "run")

@@ -62,6 +62,9 @@ RUNTIME_BYTES = 0.6e9
 """Resident memory of Python with torch and transformers before any model is loaded (on a GPU it is not counted)."""
 CODE_BYTES = 0.35e9
 """What oneDNN compiles and keeps in a training in bfloat16 on a CPU; float32 is multiplied by another library."""
+KEPT_BYTES = 0.6e9
+"""What a process on a CPU still holds of the stages before: compiled code, pieces of freed memory (0.5 to 0.7e9 in runs
+of ``quickstart`` and ``paper`` at tiny size, in float32 and in bfloat16)."""
 CACHE_BYTES = 1 << 30
 """Most that the engine takes for keys and values on a CPU."""
 PREFILL_TOKENS = 2048
@@ -201,6 +204,10 @@ class Machine:
     def runtime_bytes(self) -> float:
         """What is taken before any model."""
         return RUNTIME_BYTES if self.device == "cpu" else 0.0
+
+    def kept_bytes(self) -> float:
+        """What is still taken after a stage."""
+        return KEPT_BYTES if self.device == "cpu" else 0.0
 
     def load_seconds(self, size: ModelSize) -> float:
         """Putting a model into memory, or saving it."""

@@ -174,6 +174,8 @@ def plan(recipe: Recipe, folder: Path, only: Sequence[str] | None = None) -> dic
     if outlook is None:
         return {**planned, "not_predicted": reason}
     ahead = [stage for stage in stages if not stage["done"]]
+    for stage in ahead[1:]:
+        stage["peak_memory_bytes"] += round(outlook.machine.kept_bytes())
     return {
         **planned,
         "tokens": _summed(stage["tokens"] for stage in ahead),
