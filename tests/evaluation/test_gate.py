@@ -150,7 +150,7 @@ def test_a_failed_rule_wins_over_missing_evidence():
     verdict = decide(folder(harm=part("harmful", safe(50, 50))), None, policy(*rules))
     assert [rule.outcome for rule in verdict.rules] == ["fail", "no_verdict"]
     assert (verdict.outcome, verdict.exit_code) == ("fail", 1)
-    assert "has not scored absent" in verdict.reasons[1]
+    assert '"absent" was not evaluated. Known: harm.' in verdict.reasons[1]
     good = decide(folder(harm=part("harmful", safe(100, 0))), None, policy(*rules))
     assert good.outcome == "no_verdict"
 

@@ -22,7 +22,7 @@ def analyze(
         "--guard",
         help="Also find the first unsafe sentence of unsafe answers with this guard (guard, or a file).",
     ),
-    seed: int = typer.Option(7, "--seed", help="Seed of the permutations."),
+    seed: int = typer.Option(7, "--seed", min=0, help="Seed of the permutations."),
     out: Path | None = typer.Option(None, "--out", help="Write here instead of RUN/analysis."),
     as_json: bool = typer.Option(False, "--json", help="Print the analysis as JSON."),
 ) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safeserve.core.errors import UserError
+
 RUNS = Path("runs")
 STARTED = time.monotonic()
 """When the command began, near enough."""
@@ -28,7 +30,15 @@ def next_commands(*commands: str) -> None:
 
 
 def run_folder(name: str | None, out: Path | None, default: str) -> Path:
-    """``--out`` as given, else ``runs/NAME``."""
+    """``--out`` as given, else ``runs/NAME``.
+
+    Raises:
+        UserError: both are given, or the name leads out of ``runs``.
+    """
+    if name is not None and out is not None:
+        raise UserError("--name and --out: the first would be ignored. Give one of them.")
+    if name is not None and (".." in Path(name).parts or Path(name).is_absolute()):
+        raise UserError(f"--name {name}: leads out of {RUNS}. Use --out for another place.")
     return out if out is not None else RUNS / (name or default)
 
 

@@ -173,12 +173,13 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
     """
     from safeserve.core.errors import UserError
 
-    mapping = {}
+    mapping: dict[str, str] = {}
     for pair in pairs:
         ours, separator, theirs = pair.partition("=")
         if not separator or not ours or not theirs:
             raise UserError(f"--map {pair}: expected OUR_FIELD=COLUMN, for example --map prompt=question.")
-        mapping[ours] = theirs
+        if mapping.setdefault(ours, theirs) != theirs:
+            raise UserError(f"--map {ours}: given twice, as {mapping[ours]} and as {theirs}.")
     return mapping
 
 

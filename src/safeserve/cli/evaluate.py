@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from safeserve.cli.common import RUNS, STARTED, command_line, next_commands, print_json, quiet_libraries
+from safeserve.cli.common import STARTED, command_line, next_commands, print_json, quiet_libraries, run_folder
 from safeserve.cli.data import parse_map
 from safeserve.cli.foreign import BENCHMARK, LABEL, MAP, foreign_options
 from safeserve.cli.run import DRY_RUN, JSON, LIMIT, NAME, OUT, QUIET, REDO, SEED, show_plan
@@ -48,7 +48,7 @@ def evaluate(
         others |= {"--max-new-tokens": max_new_tokens, "--skip-missing": skip_missing, "--dry-run": dry_run}
         if given := [option for option, value in others.items() if value not in (None, False, [])]:
             raise UserError(f"--lm-eval: goes without {', '.join(given)}. Run the suite by its own command.")
-        path = (out or RUNS / (name or f"lm-eval-{_stem(model)}")) / "evals" / "base" / "lm_eval.json"
+        path = run_folder(name, out, f"lm-eval-{_stem(model)}") / "evals" / "base" / "lm_eval.json"
         if path.exists() and not redo:
             raise UserError(f"{path}: exists already. Pass --redo to measure again, or give another --name.")
         _capability(model, template, lm_eval, limit, path, as_json, quiet)
@@ -70,7 +70,7 @@ def evaluate(
         raise UserError("--api-key-env: is the key of --server. Give that too.")
     recipe = parse_recipe({**tree, **({"seed": seed} if seed is not None else {})}, "safeserve eval")
     quiet_libraries()
-    folder = out or RUNS / (name or f"eval-{_stem(model)}-{_folder_name(suite)}")
+    folder = run_folder(name, out, f"eval-{_stem(model)}-{_folder_name(suite)}")
     if dry_run:
         show_plan(recipe, folder, as_json)
         return
@@ -156,15 +156,20 @@ def score(
         return
     if preference is not None:
         raise UserError(f"--preference: would be ignored, as {target} is no file of preference pairs. Leave it out.")
-    from safeserve.evaluation.evaluate import rescore
+    from safeserve.evaluation.evaluate import require_judges, rescore
     from safeserve.evaluation.folder import find_eval
-    from safeserve.evaluation.foreign import is_foreign, read_foreign, write_eval
+    from safeserve.evaluation.foreign import is_foreign, read_foreign, require_used, write_eval
     from safeserve.judging.registry import DEFAULT_JUDGES
 
+    options = foreign_options(mapping, label, benchmark)
+    require_used(options, target)
     if is_foreign(target):
         if out is None:
             raise UserError(f"{target}: say with --out which folder to make of these completions, e.g. evals/theirs.")
-        write_eval(read_foreign(target, foreign_options(mapping, label, benchmark)), out)
+        require_judges(
+            (), judge or DEFAULT_JUDGES, some_left_out=True
+        )  # before the folder is made, which then stands in the way
+        write_eval(read_foreign(target, options), out)
         target, folder = str(out), out
     elif out is not None:
         raise UserError("--out: would be ignored; the scores of an own evaluation are kept in it.")

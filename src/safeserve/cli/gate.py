@@ -9,6 +9,7 @@ import typer
 
 from safeserve.cli.common import next_commands, print_json
 from safeserve.cli.foreign import BENCHMARK, JUDGE, LABEL, MAP, foreign_options
+from safeserve.core.errors import UserError
 
 
 def gate(
@@ -28,11 +29,14 @@ def gate(
 
     Exit codes: 0 passed, 1 failed, 2 wrong input, 3 environment, 4 not enough evidence.
     """
-    from safeserve.core.runs import write_json, write_text
+    from safeserve.core.runs import read_text, write_json, write_text
     from safeserve.evaluation.foreign import read_side, read_sides
     from safeserve.evaluation.gate import decide, load_policy
     from safeserve.evaluation.junit import junit_xml
 
+    written = [path for path in (junit, summary, out) if path is not None]
+    if len({path.resolve() for path in written}) < len(written):
+        raise UserError("--junit, --summary and --out: two of them name the same file. Name different ones.")
     rules = load_policy(policy)
     options = foreign_options(mapping, label, benchmark, judge)
     candidate, against = read_sides(a, b, options) if b else (read_side(a, options), None)
@@ -43,7 +47,7 @@ def gate(
         from safeserve.report.tables import verdict_markdown
 
         # Appended: a CI server's summary file is shared by the steps of a job.
-        before = summary.read_text(encoding="utf-8") if summary.is_file() else ""
+        before = read_text(summary) if summary.is_file() else ""
         write_text(summary, before + verdict_markdown(verdict))
     if out is not None:
         write_json(out, verdict.to_json())

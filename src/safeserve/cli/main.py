@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import typer
 from typer.exceptions import TyperException
@@ -15,6 +18,12 @@ from safeserve.core.threads import loadavg, waiting_policy
 
 STOPPED = 130
 CLOSED_PIPE = 141
+RESUMED = {"quickstart", "run", "train", "eval", "score"}
+"""Verbs that go on where they were stopped."""
+OF_A_PATH = dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR), EXIT_USER) | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), EXIT_ENVIRONMENT
+)
+"""Errors of the operating system that a path alone explains, and whose they are."""
 
 app = typer.Typer(
     name="safeserve",
@@ -85,8 +94,47 @@ def register() -> typer.Typer:
     return app
 
 
+class _Patient:
+    """stderr that goes on where what it leads to cannot take more: a full log disk decides no gate."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if that is possible."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _prepare_streams() -> None:
+    """What a terminal or file cannot show is replaced there, and what it cannot take is no failure of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if sys.stderr is None:  # closed by the caller; print would take stdout instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+    sys.stderr = cast(TextIO, _Patient(sys.stderr))
+
+
 def main() -> None:
     """Run the command line; never shows a traceback."""
+    _prepare_streams()
     # Set before any library reads them: no telemetry, no advisory chatter, no progress bars but ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -107,7 +155,8 @@ def main() -> None:
     except KeyboardInterrupt:
         code = STOPPED
     if code == STOPPED:  # typer turns Ctrl-C into this code itself
-        print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
+        goes_on = " The same command goes on where this one stopped." if RESUMED & set(sys.argv[1:2]) else ""
+        print(f"\nStopped.{goes_on}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -126,6 +175,9 @@ def _unexpected(error: Exception) -> int:
     if "No space left on device" in str(error):  # safetensors and torch wrap it in errors of their own
         print("error: the disk is full. Free some space, then run the same command again: it resumes.", file=sys.stderr)
         return EXIT_ENVIRONMENT
+    if isinstance(error, OSError) and error.filename is not None and (code := OF_A_PATH.get(error.errno or 0)):
+        print(f"error: {harmless(str(error.filename))}: {error.strerror}.", file=sys.stderr)
+        return code
     path = Path("safeserve-error.log")
     try:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -28,9 +28,10 @@ def list_recipes(as_json: bool = JSON) -> None:
 @app.command()
 def show(name: str = typer.Argument(help="Name of a shipped recipe, or a file.")) -> None:
     """Print a recipe."""
+    from safeserve.core.runs import read_text
     from safeserve.pipeline.recipe import find_recipe
 
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    print(read_text(find_recipe(name)), end="")
     next_commands(f"safeserve recipes copy {name} mine.yaml", f"safeserve run {name} --dry-run")
 
 

@@ -69,8 +69,14 @@ def _explain(error: ValidationError, cls: type[Any], where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f'{where}: key "{path}" is missing.')
         else:
-            lines.append(f"{where}: {path or 'value'}: {problem['msg']} (found: {problem.get('input')!r}).")
+            lines.append(f"{where}: {path or 'value'}: {problem['msg']} (found: {shortened(problem.get('input'))}).")
     return "\n".join(lines)
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """A value as it is shown in a message: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def _fields_at(cls: type[BaseModel], parents: list[str]) -> set[str]:

@@ -61,7 +61,16 @@ def _write(path: Path, parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Write a file in several goes, whole or not at all; what fails between them is not taken for the disk's fault."""
+    """Write a file in several goes, whole or not at all; what fails between them is not taken for the disk's fault.
+
+    Raises:
+        UserError: a device, a pipe or a folder is there, which the finished file would take the place of.
+    """
+    path = Path(os.path.realpath(path))  # through a link: the link stays, the file that it names is written
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a device or a pipe, not a file. Name a file.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +107,24 @@ def readable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, half characters (an emoji that was cut in two) made :func:`readable`.
+
+    Raises:
+        ValueError, RecursionError: it is none; see :func:`json_refusal`.
+    """
+    value = json.loads(text)
+    return _whole(value) if "\\ud" in text or "\\uD" in text else value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return {readable(key): _whole(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
 def read_text(path: Path) -> str:
     """The text of a file, ``.gz`` too; for errors see :func:`open_text`."""
     with open_text(path) as file:
@@ -119,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not valid JSON ({json_refusal(error)}).") from None
@@ -158,6 +185,8 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, transparently gunzipping ``.gz``; for errors see :func:`open_text`."""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: no file can have this name.")
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rb") as file:
@@ -198,7 +227,7 @@ def placed_jsonl(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
                 line = content.decode("utf-8" if place else "utf-8-sig")
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                row = parse_json(line)
             except UnicodeDecodeError as error:
                 raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
             except (ValueError, RecursionError) as error:

@@ -46,5 +46,5 @@ def load_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: not valid YAML ({error.problem}).") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML ({str(error).splitlines()[0]}).") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, LookupError, AttributeError) as error:  # odd tags, such as !!bool x
         raise UserError(f"{where}: not valid YAML (a value cannot be read: {error}).") from None

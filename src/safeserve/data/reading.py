@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safeserve.core.errors import EnvironmentFault, UserError
-from safeserve.core.runs import iter_jsonl, json_refusal, open_text, read_text
+from safeserve.core.runs import iter_jsonl, json_refusal, open_text, parse_json, read_text
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -73,7 +74,7 @@ def read_rows(path: Path) -> list[RawRow]:
 def _json(path: Path) -> list[RawRow]:
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         line = ""
         if isinstance(error, json.JSONDecodeError):
@@ -106,6 +107,8 @@ def _separated(path: Path, delimiter: str) -> Iterator[RawRow]:
         reader = csv.reader(file, delimiter=delimiter)
         try:
             header = [name.strip() for name in next(reader, [])]
+            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+                raise UserError(f'{path} line 1: the column "{twice[0]}" stands twice. Give each its own name.')
             start = reader.line_num + 1
             for cells in reader:
                 if any(cells):

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -66,7 +67,7 @@ def read_side(reference: str, options: ForeignOptions = ForeignOptions()) -> Eva
     Raises:
         UserError: nothing there, or a file that cannot be read as completions (with its row and the remedy).
     """
-    _require_used(options, reference)
+    require_used(options, reference)
     return _side(reference, options)
 
 
@@ -74,7 +75,12 @@ def _side(reference: str, options: ForeignOptions) -> EvalFolder:
     return read_foreign(reference, options) if is_foreign(reference) else read_eval(find_eval(reference))
 
 
-def _require_used(options: ForeignOptions, *references: str) -> None:
+def require_used(options: ForeignOptions, *references: str) -> None:
+    """Refuse options about foreign files where no reference is one.
+
+    Raises:
+        UserError: such an option was given.
+    """
     if options != ForeignOptions() and not any(map(is_foreign, references)):
         sides = " and ".join(references)
         raise UserError(
@@ -85,7 +91,7 @@ def _require_used(options: ForeignOptions, *references: str) -> None:
 
 def read_sides(a: str, b: str, options: ForeignOptions) -> tuple[EvalFolder, EvalFolder]:
     """Both sides of a comparison; foreign prompts take the ids that a run of ours gives the same texts."""
-    _require_used(options, a, b)
+    require_used(options, a, b)
     one, two = _side(a, options), _side(b, options)
     if is_foreign(a) and not is_foreign(b):
         one = adopt_ids(one, two)
@@ -273,7 +279,7 @@ def _read_row(
     k = _sample(values["k"], where) if "k" in values else seen[prompt_id]
     seen[prompt_id] += 1
     prompt = Prompt(
-        prompt_id, user(text), label, str(values.get("category") or ""), benchmark, values.get("reference") or None
+        prompt_id, user(text), label, str(values.get("category") or ""), benchmark, _reference(values, where)
     )
     answer = values["response"]
     reason = _finish(values.get("finish_reason"), is_cut, where)
@@ -282,6 +288,13 @@ def _read_row(
     else:
         completion = Completion(prompt_id, "", (), "error", None, k, error="no answer in the file")
     return prompt, completion, {j: published_score(j, row.values.get(c)) for j, c in columns.judges.items()}
+
+
+def _reference(values: Mapping[str, Any], where: str) -> str | None:
+    given = values.get("reference") or None
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"{where}: the reference must be text (found: {given!r}).")
+    return given
 
 
 def _label(row: RawRow, columns: Columns, benchmark: str, path: Path, options: ForeignOptions) -> Label:
@@ -300,10 +313,10 @@ def _label(row: RawRow, columns: Columns, benchmark: str, path: Path, options: F
 
 
 def _sample(value: Any, where: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}: k must be a whole number (found: {value!r}).") from None
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and (k := int(value)) >= 0 and k == float(value):
+            return k
+    raise UserError(f"{where}: k must be a whole number from 0 on (found: {value!r}).")
 
 
 def _finish(value: Any, is_cut: bool, where: str) -> FinishReason:

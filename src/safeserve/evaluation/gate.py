@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from safeserve.core.clustered import clustered_paired_difference, clustered_paired_mean
-from safeserve.core.errors import EXIT_EVIDENCE, EXIT_GATE_FAILED, EXIT_OK, UserError
+from safeserve.core.errors import EXIT_EVIDENCE, EXIT_GATE_FAILED, EXIT_OK, UserError, did_you_mean
 from safeserve.evaluation.compare import findings_between, paired_keys, require_comparable
 from safeserve.evaluation.findings import Finding
 from safeserve.evaluation.folder import BenchmarkEval, EvalFolder
@@ -143,6 +143,9 @@ def _decide_rule(rule: Rule, candidate: EvalFolder, against: EvalFolder | None, 
         if name not in side.benchmarks or rule.judge not in side.benchmarks[name].scores
     ]
     if absent:
+        known = {name for side in sides for name in side.benchmarks}
+        if unknown := [name for name in names if name not in known]:
+            return result("no_verdict", f'"{unknown[0]}" was not evaluated.{did_you_mean(unknown[0], known)}')
         return result("no_verdict", f"judge {rule.judge} has not scored {', '.join(absent)}.")
     broken = [
         f"{name} on {side.model}" for side in sides for name in names if _has_non_finite(rule, side.benchmarks[name])

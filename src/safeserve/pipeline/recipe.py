@@ -75,7 +75,7 @@ class GateOptions(Options):
 class SeedOptions(Options):
     """How often training is repeated. A recipe is resolved with them: the run's own has the stages that they made."""
 
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=100)
     """With how many seeds in all: the run's, and the numbers that follow it."""
     seeds_of: tuple[str, ...] = ()
     """Which of the evaluated models; where not given, those that SIT and DPO trained."""
@@ -205,7 +205,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
         if options is None:  # taken out by a scale or an override
             continue
         method = options.get("method") if isinstance(options, Mapping) else None
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise UserError(
                 f'{where}: train.{stage}.method: unknown method "{method}".{did_you_mean(str(method), METHODS)}'
             )
