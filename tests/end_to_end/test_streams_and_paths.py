@@ -98,7 +98,7 @@ def test_a_closed_stderr_leaves_json_alone(files: Path, cli_environment: dict[st
         (["check", "theirs.jsonl", "--map", "prompt=prompt", "--map", "prompt=response"], "given twice"),
         (["check", "k.jsonl", "--label", "harmful", "--map", "k=k"], "k must be a whole number from 0 on"),
         (
-            ["check", "reference.jsonl", "--label", "benign", "--map", "reference=reference"],
+            ["check", "r.jsonl", "--label", "benign", "--map", "reference=reference"],
             "the reference must be text",
         ),
     ],

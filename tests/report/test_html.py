@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 import pytest
 
 from safeserve.core.errors import EvidenceError
-from safeserve.core.runs import write_json
+from safeserve.core.runs import readable, write_json
 from safeserve.report.calibration import ROWS
 from safeserve.report.html import ReportInput, embed_json, render_report, report_from_run
 
@@ -128,7 +128,7 @@ def test_hostile_answers_stay_text(run, hostile):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     data = unpacked(page.scripts[0])
     told = [sample["answers"]["dpo"]["text"] for sample in data["samples"][: len(hostile)]]
-    assert told == list(hostile)
+    assert told == [readable(text) for text in hostile]  # a half character has no place in a file
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", page.scripts[0])
 
 
